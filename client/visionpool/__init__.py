@@ -1,0 +1,123 @@
+"""visionpool: pictures in, typed results out. This package is what a caller of the server needs.
+
+    import visionpool
+
+    with visionpool.Client("http://127.0.0.1:8000") as client:
+        result = client.predict("yolov8n", "street.jpg")
+
+Results and errors are plain Python; httpx is imported with the first use of `Client` or `AsyncClient`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from visionpool.answers import ModelInfo, Prediction
+from visionpool.errors import (
+    BackendUnavailable,
+    Cancelled,
+    ConnectionFailed,
+    DeadlineExceeded,
+    InferenceFailed,
+    InternalError,
+    InvalidImage,
+    InvalidModel,
+    InvalidOption,
+    InvalidRequest,
+    InvalidSetting,
+    MethodNotAllowed,
+    ModelNotFound,
+    NotFound,
+    QueueFull,
+    RequestError,
+    RequestTimeout,
+    ServiceError,
+    SetupError,
+    TooLarge,
+    Unavailable,
+    UnsupportedMedia,
+    VisionpoolError,
+)
+from visionpool.results import (
+    ClassifyResult,
+    DetectionResult,
+    FaceDetectionResult,
+    KeyPointDetectionResult,
+    Mask,
+    OCRResult,
+    Result,
+    SegmentationResult,
+    result_from_dict,
+)
+
+if TYPE_CHECKING:
+    from visionpool.http import AsyncClient, Client
+
+    __version__: str
+
+__all__ = [
+    "AsyncClient",
+    "BackendUnavailable",
+    "Cancelled",
+    "ClassifyResult",
+    "Client",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "DetectionResult",
+    "FaceDetectionResult",
+    "InferenceFailed",
+    "InternalError",
+    "InvalidImage",
+    "InvalidModel",
+    "InvalidOption",
+    "InvalidRequest",
+    "InvalidSetting",
+    "KeyPointDetectionResult",
+    "Mask",
+    "MethodNotAllowed",
+    "ModelInfo",
+    "ModelNotFound",
+    "NotFound",
+    "OCRResult",
+    "Prediction",
+    "QueueFull",
+    "RequestError",
+    "RequestTimeout",
+    "Result",
+    "SegmentationResult",
+    "ServiceError",
+    "SetupError",
+    "TooLarge",
+    "Unavailable",
+    "UnsupportedMedia",
+    "VisionpoolError",
+    "__version__",
+    "result_from_dict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """What is dear to import, on its first use (PEP 562)."""
+    if name in ("Client", "AsyncClient"):
+        from visionpool import http
+
+        value: Any = getattr(http, name)
+    elif name == "__version__":
+        value = _version()
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("visionpool")
+    except PackageNotFoundError:  # run from a checkout
+        return "0+unknown"

@@ -1,0 +1,127 @@
+"""What a client does, without doing any of it: each call is a generator that asks a driver for what it needs.
+
+    operation --Load | Call | Pause--> driver (visionpool.http: one that blocks, one that awaits)
+    operation <--Encoded | Answer----- driver, or the VisionpoolError that it met
+
+So retries, budgets and errors are written once for both clients, and need no socket to be tested.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Generic, Literal, TypeAlias, TypeVar
+
+from visionpool import answers, errors
+from visionpool.answers import Answer
+from visionpool.pictures import Color, Encoded, Picture
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long one call may take altogether, in seconds, and how often it comes back to a busy server."""
+
+    timeout: float = 30.0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise errors.InvalidOption(f"a timeout of {self.timeout} s is no time", hint="it must be above 0")
+        if self.retries < 0:
+            raise errors.InvalidOption(f"{self.retries} retries make no sense", hint="0 turns them off")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Asks for `pictures.load(picture, color=color)`: it reads files, so it is the driver's."""
+
+    picture: Picture
+    color: Color
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Asks for one HTTP exchange within `timeout` seconds. `pictures`: one is the body, more are a form."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    accept: str = "application/json"
+    pictures: tuple[Encoded, ...] = ()
+    timeout: float = 30.0
+    tell_timeout: bool = False  # whether the server is told of `timeout`
+
+    def query(self) -> dict[str, str]:
+        """The query of the URL. The server refuses a `timeout_ms` of 0."""
+        told = {"timeout_ms": str(max(1, round(self.timeout * 1000)))} if self.tell_timeout else {}
+        return {**self.params, **told}
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Asks to be resumed after `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """The operation is over, and this is what it gives."""
+
+    value: T
+
+
+Command: TypeAlias = Load | Call | Pause
+Reply: TypeAlias = Encoded | Answer | errors.VisionpoolError | None
+Steps: TypeAlias = Generator[Command, Reply, T]
+
+
+def advance(steps: Steps[T], reply: Reply) -> Command | Done[T]:
+    """Hands `reply` to the operation (None at first), gives what it asks for next, raises what it raises."""
+    try:
+        return steps.throw(reply) if isinstance(reply, Exception) else steps.send(reply)
+    except StopIteration as stop:
+        return Done(stop.value)
+
+
+def ask(call: Call, patience: Patience) -> Steps[Answer]:
+    """The good answer to `call`. A busy server is asked again when it says, while `patience` lasts."""
+    deadline = time.monotonic() + patience.timeout
+    for attempt in count():
+        answer = yield from send(replace(call, timeout=bounded(deadline, patience.timeout)))
+        if 200 <= answer.status < 300:
+            return answer
+        pause = _pause_before_retry(answer, attempt)
+        if pause is None or attempt >= patience.retries or time.monotonic() + pause >= deadline:
+            raise answers.error_from(answer)
+        yield Pause(pause)
+    raise AssertionError("count() never ends")
+
+
+def _pause_before_retry(answer: Answer, attempt: int) -> float | None:
+    """Seconds to wait before asking again, None where it is of no use.
+
+    A broken connection is not retried: a picture that kills the server must not be sent to its successor.
+    """
+    asked = answers.retry_after(answer)
+    if answer.status == 429 or (answer.status == 503 and asked is not None):
+        seconds: float = max(1.0 if asked is None else asked, 0.02 * 2.0**attempt)
+        # Never earlier than asked, and not all at once: who was turned away together would return together.
+        return seconds * random.uniform(1.0, 1.2)  # noqa: S311 - spreads load, protects nothing
+    return None
+
+
+def send(call: Call) -> Steps[Answer]:
+    answer = yield call
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def bounded(deadline: float, limit: float) -> float:
+    """Seconds until `deadline`, at most `limit`, and never none: an HTTP library takes 0 for a mistake."""
+    return max(min(deadline - time.monotonic(), limit), 0.001)

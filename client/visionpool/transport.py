@@ -1,0 +1,69 @@
+"""Between `visionpool.protocol` and httpx: what both clients send, read and raise the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import httpx
+
+import visionpool
+from visionpool import errors
+from visionpool.answers import Answer
+from visionpool.protocol import Call
+
+Http: TypeAlias = httpx.Client | httpx.AsyncClient
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def settings(url: str, api_key: str | None, headers: Mapping[str, str] | None) -> dict[str, Any]:
+    """What both of httpx's clients are made with. Raises InvalidOption for a URL that is none."""
+    try:
+        base = httpx.URL(url if "://" in url else f"http://{url}")
+    except httpx.InvalidURL as error:
+        raise errors.InvalidOption(f"{url!r} is not a URL: {error}", hint=f"such as {DEFAULT_URL}") from error
+    if base.scheme not in ("http", "https") or not base.host:
+        raise errors.InvalidOption(f"{url!r} is not an HTTP address", hint=f"such as {DEFAULT_URL}")
+    bearer = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    agent = {"User-Agent": f"visionpool/{visionpool.__version__}"}
+    # uvicorn hangs up after 5 idle seconds; a request sent in that very moment would be lost.
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
+    return {"base_url": base, "headers": {**agent, **bearer, **(headers or {})}, "limits": limits}
+
+
+def request(http: Http, call: Call) -> httpx.Request:
+    """One picture is the body itself; several are the `image` parts of a multipart form."""
+    headers = {"Accept": call.accept}
+    shared: dict[str, Any] = {"params": call.query(), "headers": headers, "timeout": call.timeout}
+    if len(call.pictures) == 1:
+        headers["Content-Type"] = call.pictures[0].media_type
+        shared["content"] = call.pictures[0].data
+    elif call.pictures:
+        shared["files"] = [("image", ("picture", part.data, part.media_type)) for part in call.pictures]
+    return http.build_request(call.method, call.path, **shared)
+
+
+def answer(response: httpx.Response) -> Answer:
+    return Answer(response.status_code, dict(response.headers), response.content)
+
+
+@contextmanager
+def translated(http: Http, call: Call) -> Iterator[None]:
+    """httpx's errors become ours, with what to do about them."""
+    url = str(http.base_url.copy_with(userinfo=b"")).rstrip("/")  # no passwords in messages
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise errors.DeadlineExceeded(
+            f"no answer from {url} within {call.timeout:.3g} s", hint="the client's own limit: timeout=..."
+        ) from error
+    except httpx.ConnectError as error:
+        raise errors.ConnectionFailed(
+            f"nothing answers at {url}: {error}", hint="is the server running, and is this its address?"
+        ) from error
+    except httpx.HTTPError as error:
+        raise errors.ConnectionFailed(
+            f"the connection to {url} broke off: {str(error) or type(error).__name__}",
+            hint="the server may have stopped, or refused a body of this size; its log tells",
+        ) from error

@@ -1,0 +1,147 @@
+"""Reads what a request carries: bounded in size and time, in any of the forms that a picture comes in."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from visionpool.errors import Cancelled, InvalidRequest, RequestTimeout, TooLarge, UnsupportedMedia
+
+from visionpool_server.api.urls import UrlFetcher
+from visionpool_server.imaging.decode import sniff
+
+_HINT = (
+    "send the picture itself (curl --data-binary @picture.jpg -H 'Content-Type: image/jpeg'), "
+    'a multipart form with image parts, or JSON {"images": [{"base64": ...}]}'
+)
+_BARE = {"", "application/octet-stream", "application/x-www-form-urlencoded"}  # the last is curl's default
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    max_bytes: int = 64 * 2**20
+    timeout: float = 30.0  # seconds for the whole body
+    max_pictures: int = 64
+
+
+class JsonPicture(BaseModel):
+    """One picture: its bytes in base64 (a `data:` URL is fine too), or a URL where the server allows it."""
+
+    model_config = ConfigDict(extra="forbid")
+    base64: str | None = None
+    url: str | None = None
+
+
+class JsonPictures(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    images: Annotated[list[JsonPicture], Field(min_length=1)]
+
+
+async def read_body(request: Request, limits: BodyLimits) -> bytes:
+    """The whole body. Raises TooLarge before reading what declares itself too large, RequestTimeout for a slow one."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limits.max_bytes:
+        raise _too_large(limits)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(limits.timeout):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limits.max_bytes:
+                    raise _too_large(limits)
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise RequestTimeout(f"the request was not complete after {limits.timeout:g} s") from error
+    except ClientDisconnect as error:
+        raise Cancelled("the client went away") from error
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def read_pictures(request: Request, limits: BodyLimits, urls: UrlFetcher) -> list[bytes]:
+    """The pictures of a request, at least one. Raises InvalidRequest, UnsupportedMedia, TooLarge, RequestTimeout."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = await read_body(request, limits)
+    if kind.startswith("image/"):
+        return [body]
+    if kind == "multipart/form-data":
+        pictures = await _from_form(request.headers, body, limits)
+    elif kind == "application/json":
+        pictures = await _from_json(body, limits, urls)
+    elif kind in _BARE and (sniff(body) or kind == "application/octet-stream"):
+        return [body]
+    else:
+        raise UnsupportedMedia(f"a body of type {kind or 'unknown'} is not read", hint=_HINT)
+    if len(pictures) > limits.max_pictures:
+        raise TooLarge(f"{len(pictures)} pictures in one request", hint=f"send at most {limits.max_pictures}")
+    return pictures
+
+
+async def _from_form(headers: Headers, body: bytes, limits: BodyLimits) -> list[bytes]:
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+
+    parser = MultiPartParser(headers, stream(), max_files=limits.max_pictures, max_part_size=limits.max_bytes)  # type: ignore[arg-type]
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise InvalidRequest(f"the multipart form cannot be read: {error}", hint=_HINT) from error
+    files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    if not files:
+        raise InvalidRequest("the form has no file part", hint="curl -F image=@picture.jpg")
+    pictures = [await part.read() for part in files]
+    await form.close()
+    return pictures
+
+
+async def _from_json(body: bytes, limits: BodyLimits, urls: UrlFetcher) -> list[bytes]:
+    pictures = _parsed(body).images
+    if len(pictures) > limits.max_pictures:
+        raise TooLarge(f"{len(pictures)} pictures in one request", hint=f"send at most {limits.max_pictures}")
+    return [await _from_entry(entry, index, urls) for index, entry in enumerate(pictures)]
+
+
+def _parsed(body: bytes) -> JsonPictures:
+    try:
+        return JsonPictures.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}", hint=_HINT) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise InvalidRequest(f"{where}: {first['msg']}", hint=_HINT) from error
+
+
+async def _from_entry(entry: JsonPicture, index: int, urls: UrlFetcher) -> bytes:
+    if entry.base64 is not None and entry.url is None:
+        return from_base64(entry.base64, f"images.{index}.base64")
+    if entry.url is not None and entry.base64 is None:
+        return await urls.fetch(entry.url)
+    raise InvalidRequest(f"images.{index}: give either base64 or url", hint=_HINT)
+
+
+def from_base64(text: str, where: str) -> bytes:
+    """The bytes of a base64 text, with or without a `data:...;base64,` in front. Raises InvalidRequest."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"{where} is not base64: {error}") from error
+
+
+def _too_large(limits: BodyLimits) -> TooLarge:
+    return TooLarge(
+        f"the request is larger than {limits.max_bytes / 2**20:g} MiB",
+        hint="send a smaller picture, or start the server with a larger --max-body-mb",
+    )

@@ -1,0 +1,84 @@
+"""FastDeploy's simple_serving format, so that its clients go on working.
+
+`POST /fd/{model}` with `{"data": {"image": "<base64>"}, "parameters": {}}` answers `{"result": "<JSON string>"}`, the
+string being what `fd_result_to_json` wrote (FastDeploy `python/fastdeploy/serving`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, ValidationError
+from visionpool.errors import InvalidRequest
+
+from visionpool_server.api.bodies import BodyLimits, from_base64, read_body
+from visionpool_server.api.http_vision import result_fields, unless_gone
+from visionpool_server.api.options import read_ask
+from visionpool_server.service import Service
+
+
+class FastDeployData(BaseModel):
+    image: str
+
+
+class FastDeployRequest(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    data: FastDeployData
+    parameters: dict[str, Any] | None = None
+
+
+class FastDeployResponse(BaseModel):
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class FastDeployApi:
+    service: Service
+    limits: BodyLimits
+
+    async def predict(self, request: Request) -> Response:
+        model = self.service.models.get(request.path_params["model"])
+        asked = _parsed(await read_body(request, self.limits))
+        picture = from_base64(asked.data.image, "data.image")
+        ask = read_ask(asked.parameters or {})
+        prediction = await unless_gone(request, self.service.predict(model, picture, ask))
+        result = orjson.dumps(result_fields(prediction.result)).decode()
+        return Response(orjson.dumps({"result": result}), media_type="application/json")
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route(
+            "/fd/{model}",
+            self.predict,
+            methods=["POST"],
+            summary="Predict, in FastDeploy's simple_serving format",
+            tags=["fastdeploy"],
+            responses={200: {"model": FastDeployResponse}},
+            openapi_extra={
+                "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {
+                            "schema": FastDeployRequest.model_json_schema(ref_template="#/components/schemas/{model}"),
+                            "example": {"data": {"image": "/9j/4AAQSkZJRg..."}, "parameters": {}},
+                        }
+                    },
+                },
+            },
+        )
+        return router
+
+
+def _parsed(body: bytes) -> FastDeployRequest:
+    try:
+        return FastDeployRequest.model_validate(orjson.loads(body))
+    except (orjson.JSONDecodeError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise InvalidRequest(
+            f"the body is not in FastDeploy's format: {reason}",
+            hint='send {"data": {"image": "<base64>"}, "parameters": {}}',
+        ) from error

@@ -1,0 +1,49 @@
+"""The HTTP application: all routes, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import RedirectResponse, Response
+from visionpool.errors import Unavailable
+
+from visionpool_server.api import errors
+from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.fastdeploy import FastDeployApi
+from visionpool_server.api.http_vision import VisionApi
+from visionpool_server.api.urls import UrlFetcher
+from visionpool_server.service import Service
+
+_DESCRIPTION = "Pictures in, typed results out. Boxes and points are pixels of the original picture, x right, y down."
+
+
+def build_http(service: Service, limits: BodyLimits, urls: UrlFetcher, ready: Callable[[], bool]) -> FastAPI:
+    """`ready()`: whether all models are loaded, and the server is not stopping."""
+    app = FastAPI(title="visionpool", version=version("visionpool"), description=_DESCRIPTION, redirect_slashes=False)
+    errors.install(app)
+    app.include_router(_health(ready))
+    app.include_router(VisionApi(service, limits, urls).router())
+    app.include_router(FastDeployApi(service, limits).router())
+    return app
+
+
+def _health(ready: Callable[[], bool]) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/", include_in_schema=False)
+    async def home() -> Response:
+        return RedirectResponse("/docs")
+
+    @router.get("/health/live", summary="200 as long as the process answers")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @router.get("/health/ready", summary="200 once all models are loaded, else 503")
+    async def is_ready() -> dict[str, str]:
+        if not ready():
+            raise Unavailable("the models are being loaded, or the server is stopping")
+        return {"status": "ready"}
+
+    return router

@@ -1,0 +1,279 @@
+"""Our REST interface: pictures in, results or annotated pictures out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from visionpool.errors import Cancelled, InvalidRequest, VisionpoolError
+from visionpool.results import Result
+
+from visionpool_server.api.bodies import BodyLimits, JsonPictures, read_pictures
+from visionpool_server.api.options import PredictOptions, read_ask
+from visionpool_server.api.schemas import (
+    PREDICT_EXAMPLE,
+    ErrorResponse,
+    ModelDescription,
+    ModelList,
+    PredictResponse,
+)
+from visionpool_server.api.urls import UrlFetcher
+from visionpool_server.imaging.draw import draw, encode
+from visionpool_server.models.loader import Model
+from visionpool_server.service import Ask, Prediction, Service
+
+T = TypeVar("T")
+_PICTURE_TYPES = {"image/jpeg": "jpeg", "image/jpg": "jpeg", "image/png": "png"}
+_STATUSES = (400, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class VisionApi:
+    """The handlers; `router()` binds them to their paths."""
+
+    service: Service
+    limits: BodyLimits
+    urls: UrlFetcher
+
+    async def predict(self, request: Request) -> Response:
+        model = self.service.models.get(request.path_params["model"])
+        picture_type = _wanted_picture(request.headers.get("accept"))
+        ask = read_ask(request.query_params, keep_image=picture_type is not None)
+        pictures = await read_pictures(request, self.limits, self.urls)
+        predictions = await unless_gone(request, self._all(model, pictures, ask))
+        timing = {"Server-Timing": server_timing(predictions)}
+        if picture_type is None:
+            return Response(_encoded(model, predictions), 200, timing, "application/json")
+        body = await asyncio.to_thread(_annotated, predictions, picture_type)
+        return Response(body, 200, timing, f"image/{picture_type}")
+
+    async def _all(self, model: Model, pictures: Sequence[bytes], ask: Ask) -> list[Prediction]:
+        """All or nothing: the first picture that fails fails the request, and says which it was."""
+        if len(pictures) == 1:
+            return [await self.service.predict(model, pictures[0], ask)]
+        if ask.keep_image:
+            raise InvalidRequest(
+                "an annotated picture is made of one picture", hint="send them one by one, or ask for JSON"
+            )
+        tasks = [asyncio.ensure_future(self.service.predict(model, picture, ask)) for picture in pictures]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except VisionpoolError:
+            await asyncio.wait(tasks)
+            index, error = next((i, e) for i, task in enumerate(tasks) if (e := task.exception()) is not None)
+            if isinstance(error, VisionpoolError):
+                error.message = f"picture {index + 1} of {len(pictures)}: {error.message}"
+            raise error from None
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def models(self) -> Response:
+        return _json({"models": [_summary(model) for model in self.service.models]})
+
+    async def model(self, model: str) -> Response:
+        return _json(describe(self.service.models.get(model)))
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route(
+            "/v1/models/{model}/predict",
+            self.predict,
+            methods=["POST"],
+            summary="Predict",
+            description=_PREDICT_TEXT,
+            tags=["vision"],
+            responses=_responses(PredictResponse, PREDICT_EXAMPLE, pictures=True),
+            openapi_extra=_predict_parameters(),
+        )
+        router.add_api_route(
+            "/v1/models",
+            self.models,
+            methods=["GET"],
+            summary="The models",
+            tags=["models"],
+            responses=_responses(ModelList),
+        )
+        router.add_api_route(
+            "/v1/models/{model}",
+            self.model,
+            methods=["GET"],
+            summary="One model",
+            tags=["models"],
+            responses=_responses(ModelDescription),
+        )
+        return router
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work`, and cancels it where the client hangs up meanwhile. The body must have been read."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Cancelled("the client went away")
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+def server_timing(predictions: Sequence[Prediction]) -> str:
+    """The standard header (W3C Server Timing): milliseconds per stage, of several pictures the slowest."""
+    return ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in slowest(predictions).items())
+
+
+def slowest(predictions: Sequence[Prediction]) -> Mapping[str, float]:
+    """Milliseconds per stage, of several pictures the slowest."""
+    if len(predictions) == 1:
+        return predictions[0].timings
+    return {stage: max(p.timings[stage] for p in predictions) for stage in predictions[0].timings}
+
+
+def result_fields(result: Result) -> dict[str, Any]:
+    """What `Result.to_dict` gives, without copying: orjson writes tuples and dataclasses as they are."""
+    return {"type": result.type, **{field.name: getattr(result, field.name) for field in fields(result)}}
+
+
+def _encoded(model: Model, predictions: Sequence[Prediction]) -> bytes:
+    return orjson.dumps(
+        {
+            "model": model.name,
+            "version": model.version,
+            "results": [result_fields(prediction.result) for prediction in predictions],
+            "timings_ms": {stage: round(ms, 3) for stage, ms in slowest(predictions).items()},
+        }
+    )
+
+
+def _annotated(predictions: Sequence[Prediction], picture_type: str) -> bytes:
+    image = predictions[0].image
+    assert image is not None
+    return encode(draw(image, predictions[0].result), picture_type)  # type: ignore[arg-type]
+
+
+def _wanted_picture(accept: str | None) -> str | None:
+    """The kind of annotated picture that an Accept header prefers over JSON, if it does (RFC 9110, 12.5.1)."""
+    if accept is None or "image/" not in accept:
+        return None
+    ranges = []
+    for part in accept.lower().split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        ranges.append((float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0, media))
+    ranges.sort(key=lambda entry: -entry[0])  # stable: equals stay in the order given
+    best = next((m for q, m in ranges if q > 0 and (m in _PICTURE_TYPES or m in ("application/json", "*/*"))), "")
+    return _PICTURE_TYPES.get(best)
+
+
+def _json(value: object) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def _summary(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "version": model.version,
+        "task": model.task,
+        "family": model.family_name,
+        "state": "ready",
+    }
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """All that is known of a model, as JSON values."""
+    groups: list[dict[str, Any]] = []
+    for engine, count in model.pool.engines:
+        placement = engine.describe()
+        groups.append(
+            {
+                "backend": placement.backend,
+                "device": placement.device,
+                "precision": placement.precision,
+                "count": count,
+                "max_batch_size": engine.max_batch_size,
+                "batch_sizes": list(engine.batch_sizes),
+            }
+        )
+    batching = model.bundle.batching
+    return {
+        **_summary(model),
+        "source": model.source,
+        "labels": list(model.family.labels),
+        "options": sorted(model.family.accepts),
+        "inputs": [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in model.signature.inputs],
+        "outputs": [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in model.signature.outputs],
+        "device": ", ".join(dict.fromkeys(group["device"] for group in groups)),
+        "precision": ", ".join(dict.fromkeys(group["precision"] for group in groups)),
+        "workers": groups,
+        "batching": {
+            "max_queue_size": batching.max_queue_size,
+            "max_queue_delay_us": batching.max_queue_delay_us,
+            "timeout_ms": batching.timeout_ms,
+        },
+        "restarts": model.pool.restarts,
+    }
+
+
+_PREDICT_TEXT = """The body is the picture itself (`image/*`), a multipart form with one or more `image` parts, or JSON
+`{"images": [{"base64": "..."}, {"url": "..."}]}` (URLs only where the server was started with `--allow-urls`). The answer
+holds one result for each picture. With `Accept: image/jpeg` or `image/png` it is the annotated picture instead."""
+
+
+def _responses(
+    model: type, example: dict[str, Any] | None = None, *, pictures: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    content: dict[str, Any] = {"application/json": {"example": example} if example else {}}
+    if pictures:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        content |= {"image/jpeg": binary, "image/png": binary}
+    table: dict[int | str, dict[str, Any]] = {200: {"model": model, "content": content}}
+    return table | {status: {"model": ErrorResponse} for status in _STATUSES}
+
+
+def _predict_parameters() -> dict[str, Any]:
+    """The handler reads the request by hand, for speed: what it reads is described here, from the same models."""
+    options = PredictOptions.model_json_schema()["properties"]
+    return {
+        "parameters": [
+            {
+                "name": "model",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string"},
+                "example": "shapes",
+            },
+            *(
+                {
+                    "name": name,
+                    "in": "query",
+                    "required": False,
+                    "description": schema.get("description", ""),
+                    "schema": {"type": "string"} if name == "classes" else schema,
+                }
+                for name, schema in options.items()
+            ),
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+                "image/png": {"schema": {"type": "string", "format": "binary"}},
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    }
+                },
+                "application/json": {
+                    "schema": JsonPictures.model_json_schema(ref_template="#/components/schemas/{model}"),
+                    "example": {"images": [{"base64": "/9j/4AAQSkZJRg..."}]},
+                },
+            },
+        },
+    }

@@ -1,0 +1,118 @@
+"""The shapes of answers, for OpenAPI: made from the result classes, so that they cannot drift apart."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, Literal, Union, get_type_hints
+
+from pydantic import BaseModel, Field, create_model
+from visionpool.results import RESULT_TYPES, Result
+
+
+def _schema(kind: type[Result]) -> type[BaseModel]:
+    hints = get_type_hints(kind)
+    columns: dict[str, Any] = {"type": (Literal[kind.type], kind.type)}
+    for field in fields(kind):
+        columns[field.name] = (hints[field.name], ... if field.default is MISSING else field.default)
+    made: type[BaseModel] = create_model(kind.__name__, __doc__=kind.__doc__, **columns)
+    return made
+
+
+AnyResult: Any = Annotated[
+    Union[tuple(_schema(kind) for kind in RESULT_TYPES.values())],  # noqa: UP007  made at run time
+    Field(discriminator="type"),
+]
+
+
+class Timings(BaseModel):
+    """Milliseconds; of several pictures, the slowest."""
+
+    decode: float
+    prepare: float
+    queue: float
+    infer: float
+    finish: float
+
+
+class PredictResponse(BaseModel):
+    """One result for each picture, in the order they came."""
+
+    model: str
+    version: str
+    results: list[AnyResult]
+    timings_ms: Timings
+
+
+class ModelSummary(BaseModel):
+    name: str
+    version: str
+    task: str
+    family: str
+    state: str
+
+
+class ModelList(BaseModel):
+    models: list[ModelSummary]
+
+
+class TensorDescription(BaseModel):
+    name: str
+    shape: list[int | None]
+    dtype: str
+
+
+class WorkerGroup(BaseModel):
+    backend: str
+    device: str
+    precision: str
+    count: int
+    max_batch_size: int
+    batch_sizes: list[int]
+
+
+class BatchingDescription(BaseModel):
+    max_queue_size: int
+    max_queue_delay_us: int
+    timeout_ms: int
+
+
+class ModelDescription(ModelSummary):
+    source: str
+    labels: list[str]
+    options: list[str]
+    inputs: list[TensorDescription]
+    outputs: list[TensorDescription]
+    device: str
+    precision: str
+    workers: list[WorkerGroup]
+    batching: BatchingDescription
+    restarts: int
+
+
+class ErrorDetail(BaseModel):
+    code: str
+    message: str
+    hint: str | None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail
+
+
+PREDICT_EXAMPLE: dict[str, Any] = {
+    "model": "shapes",
+    "version": "1",
+    "results": [
+        {
+            "type": "detection",
+            "boxes": [[219.3, 407.8, 349.4, 462.7]],
+            "scores": [0.962],
+            "label_ids": [3],
+            "labels": ["star"],
+            "rotated_boxes": [],
+            "masks": [],
+            "contain_masks": False,
+        }
+    ],
+    "timings_ms": {"decode": 2.1, "prepare": 0.4, "queue": 0.1, "infer": 4.2, "finish": 0.2},
+}

@@ -1,0 +1,135 @@
+"""The composition root: the only place that builds, starts and stops things, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from visionpool.errors import InvalidSetting, SetupError
+
+from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.http import build_http
+from visionpool_server.api.urls import UrlFetcher
+from visionpool_server.models.loader import Defaults, Model
+from visionpool_server.models.repository import Repository, load_all, locate
+from visionpool_server.service import Service
+from visionpool_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DEMO_MODELS = Path(__file__).parent / "demo"
+_GRACE = 30  # seconds that requests in flight get when the server stops
+
+
+class App:
+    """A server: `run()` until it is told to stop. `on_loaded(model)` and `on_ready(url)` report progress."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_loaded: Callable[[Model], None] = lambda _: None,
+        on_ready: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._on_loaded = on_loaded
+        self._on_ready = on_ready
+        self._models = Repository()
+        self._service = Service(self._models, max_pixels=settings.max_pixels)
+        self._ready = False
+        self._failure: SetupError | None = None
+
+    def run(self) -> None:
+        """Serves until SIGTERM or SIGINT. Raises SetupError where it cannot start."""
+        found = locate(self._settings.models or [DEMO_MODELS])
+        listener = _listen(self._settings.host, self._settings.http_port)
+        host, port = listener.getsockname()[:2]
+        limits = BodyLimits(self._settings.max_body_bytes, self._settings.body_timeout)
+        urls = UrlFetcher(self._settings.allow_urls, limits.max_bytes)
+        http = build_http(self._service, limits, urls, lambda: self._ready)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                http,
+                http="httptools",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACE,
+                backlog=2048,
+            )
+        )
+
+        def load() -> None:
+            for model in load_all(found, self._settings.defaults):
+                self._models.add(model)
+                self._on_loaded(model)
+            self._ready = True
+            self._on_ready(_url(host, port))
+
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(self._serve(server, listener, load))
+        finally:
+            self._service.close()
+            self._models.close()
+        if self._failure:
+            raise self._failure
+
+    async def _serve(self, server: uvicorn.Server, listener: socket.socket, load: Callable[[], None]) -> None:
+        """Answers /health from the start, while the models are still loading on a thread of their own."""
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await asyncio.to_thread(load)
+        except SetupError as error:
+            self._failure = error
+            server.should_exit = True
+        await serving
+        self._ready = False
+
+
+@contextmanager
+def offline(paths: list[Path], defaults: Defaults, *, max_pixels: int) -> Iterator[Service]:
+    """The same service without a server, for the command line. Raises SetupError."""
+    models = Repository()
+    service = Service(models, max_pixels=max_pixels)
+    try:
+        for model in load_all(locate(paths), defaults):
+            models.add(model)
+        yield service
+    finally:
+        service.close()
+        models.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises InvalidSetting."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise InvalidSetting(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="choose another --http-port; 0 takes a free one",
+        ) from error
+    return listener
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104  compared
+    return f"http://{shown}:{port}"
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return None
+    return uvloop.new_event_loop

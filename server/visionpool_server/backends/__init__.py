@@ -1,0 +1,133 @@
+"""The seam to the runtimes: a backend reads model files and loads engines; an engine clones contexts for the workers.
+
+A new backend is one file here and one line in BACKENDS. Backends never import each other, or a family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from numpy.typing import NDArray
+from visionpool.errors import BackendUnavailable, InvalidModel
+
+from visionpool_server.imaging.recipe import Arithmetic
+
+Tensors = Mapping[str, NDArray[Any]]
+Precision = Literal["f32", "bf16", "f16"]
+Layout = Literal["NCHW", "NHWC"]
+
+BACKENDS = {
+    "openvino": "visionpool_server.backends.openvino:OpenVinoBackend",
+    "onnxruntime": "visionpool_server.backends.onnxruntime:OnnxRuntimeBackend",
+    "fake": "visionpool_server.backends.fake:FakeBackend",
+}
+_EXTRAS = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor as the model's file declares it. A dimension of None is dynamic. `dtype`: a NumPy name."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model file says of itself."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The input that takes the picture: the engine takes uint8 (N, H, W, 3) RGB there and does the arithmetic itself."""
+
+    name: str
+    layout: Layout
+    arithmetic: Arithmetic
+    size: tuple[int, int] | None = None  # (height, width); None leaves it dynamic
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model. `contexts` None: as many as the device runs best; `batch_sizes` empty: the device's habit."""
+
+    image: ImageInput | None = None
+    device: str = "CPU"
+    precision: Precision | None = None
+    contexts: int | None = None
+    max_batch_size: int | None = None
+    batch_sizes: tuple[int, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    cpu_operators: tuple[str, ...] = ()
+    cache_dir: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # the runtime's own properties, passed through
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an engine really runs. `devices`: execution device -> operator types, where the runtime tells."""
+
+    backend: str
+    device: str
+    precision: str
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class Context(Protocol):
+    """What one worker thread uses. Not thread-safe."""
+
+    def infer(self, batch: Tensors) -> Tensors:
+        """Runs one batch. The outputs may be views that the next call overwrites: use them up before."""
+
+
+class Engine(Protocol):
+    """ONE copy of the weights on one device."""
+
+    @property
+    def contexts(self) -> int:
+        """How many contexts to clone for the best throughput."""
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The batch sizes it takes, ascending; a batch in between is padded. Empty: any size up to `max_batch_size`."""
+
+    @property
+    def max_batch_size(self) -> int: ...
+
+    def clone(self) -> Context:
+        """A further context on the same weights: cheap."""
+
+    def describe(self) -> Placement: ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    def read(self, weights: Path | None) -> Signature:
+        """Reads a file without loading it onto a device. Raises InvalidModel."""
+
+    def load(self, weights: Path | None, options: LoadOptions) -> Engine:
+        """Loads, compiles and runs once. Raises InvalidModel, BackendUnavailable."""
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of this name. Raises InvalidModel for an unknown one, BackendUnavailable for one not installed."""
+    if name not in BACKENDS:
+        raise InvalidModel(f"unknown backend {name!r}", hint=f"known: {', '.join(BACKENDS)}")
+    module, _, attribute = BACKENDS[name].partition(":")
+    try:
+        return cast(Backend, getattr(import_module(module), attribute)())
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"the {name} backend needs the Python package {error.name!r}",
+            hint=f"pip install 'visionpool[server,{_EXTRAS.get(name, name)}]'",
+        ) from error

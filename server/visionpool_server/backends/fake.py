@@ -1,0 +1,92 @@
+"""A runtime with no model, for tests of everything around one: a settable latency, and faults on demand.
+
+It answers (N, 3): each picture's mean red, green and blue as shares of their sum, so that every answer can be held
+against the very picture that was sent. `runtime.options` in model.yaml:
+
+    latency_ms: 20     sleeps so long for every batch
+    fail: [250, 0, 0]  a batch with a picture of this exact top-left pixel raises
+    die: [...]         ... ends the worker's thread
+    hang: [...]        ... does not come back for `hang_s` seconds (30)
+    once: true         each of these only the first time
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionpool_server.backends import LoadOptions, Placement, Signature, Tensors, TensorSpec
+
+
+class WorkerKilled(BaseException):
+    """Not an Exception: nothing on the way may catch it, as nothing can catch the end of a thread."""
+
+
+class FakeBackend:
+    def read(self, weights: Path | None) -> Signature:  # noqa: ARG002  there is no file
+        return Signature(
+            (TensorSpec("images", (None, 3, None, None), "float32"),),
+            (TensorSpec("output0", (None, 3), "float32"),),
+        )
+
+    def load(self, weights: Path | None, options: LoadOptions) -> FakeEngine:  # noqa: ARG002  there is no file
+        return FakeEngine(options)
+
+
+class FakeEngine:
+    def __init__(self, options: LoadOptions) -> None:
+        self.contexts = options.contexts or 2
+        self.batch_sizes = options.batch_sizes
+        self.max_batch_size = max(options.batch_sizes or (options.max_batch_size or 1,))
+        self._options = options.options
+        self._spent: set[str] = set()
+        self._lock = Lock()
+        self.batches: list[int] = []  # the sizes run so far
+
+    def clone(self) -> FakeContext:
+        return FakeContext(self)
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with self._lock:
+            self.batches.append(len(images))
+        time.sleep(float(self._options.get("latency_ms", 0)) / 1000)
+        corners = {tuple(int(v) for v in image[0, 0]) for image in images}
+        if self._struck("hang", corners):
+            time.sleep(float(self._options.get("hang_s", 30)))
+        if self._struck("die", corners):
+            raise WorkerKilled
+        if self._struck("fail", corners):
+            raise RuntimeError("the fake runtime was told to fail")
+        means = images.reshape(len(images), -1, 3).mean(axis=1) + 1e-6
+        shares: NDArray[np.float32] = (means / means.sum(axis=1, keepdims=True)).astype(np.float32)
+        return shares
+
+    def _struck(self, fault: str, corners: set[tuple[int, ...]]) -> bool:
+        wanted: Any = self._options.get(fault)
+        if wanted is None or tuple(wanted) not in corners:
+            return False
+        with self._lock:
+            if fault in self._spent:
+                return False
+            if self._options.get("once"):
+                self._spent.add(fault)
+            return True
+
+    def describe(self) -> Placement:
+        return Placement("fake", "none", "f32")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FakeContext:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    def infer(self, batch: Tensors) -> Tensors:
+        return {"output0": self._engine.run(batch["images"])}

@@ -1,0 +1,148 @@
+"""The queue between the stages and the workers: bounded, first come first served, batches formed by whoever pulls.
+
+A job is one prepared picture. Each carries its own future: one caller's exit, error or deadline never touches the
+others of its batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import Any
+
+from numpy.typing import NDArray
+from visionpool.errors import DeadlineExceeded, QueueFull, Unavailable
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One picture on its way: tensors in (no batch dimension), `finish(outputs)` out, called on the worker's thread."""
+
+    tensors: Tensors
+    finish: Callable[[Tensors], Any]
+    deadline: float = float("inf")  # on time.monotonic()'s clock
+    future: Future[Any] = field(default_factory=Future)
+    queued_at: float = 0.0
+    queue_s: float = 0.0
+    infer_s: float = 0.0
+    finish_s: float = 0.0
+    batch_size: int = 0
+    attempts: int = 0
+
+    @property
+    def batch_key(self) -> object:
+        """Jobs of equal keys can share a batch. One whose worker was lost runs alone: it may be to blame."""
+        return self if self.attempts else tuple(tensor.shape for tensor in self.tensors.values())
+
+    def claim(self) -> bool:
+        """Takes the job out of its caller's hands; False where it was cancelled, or its deadline has passed."""
+        if self.future.done() or (self.attempts == 0 and not self.future.set_running_or_notify_cancel()):
+            return False
+        if time.monotonic() >= self.deadline:
+            self.fail(DeadlineExceeded("the deadline passed while the picture waited in the queue"))
+            return False
+        self.attempts += 1
+        return True
+
+    def resolve(self, value: Any) -> None:
+        if not self.future.done():
+            self._settle(self.future.set_result, value)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self._settle(self.future.set_exception, error)
+
+    def _settle(self, setter: Callable[[Any], None], value: Any) -> None:
+        try:
+            setter(value)
+        except InvalidStateError:
+            """A replaced worker came back and was first: its answer is as good."""
+
+
+class JobQueue:
+    """Waiting jobs, at most `limit`. `put` never blocks, `take` waits."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._jobs: deque[Job] = deque()
+        self._changed = Condition()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def put(self, job: Job) -> None:
+        """Raises QueueFull, or Unavailable once closed."""
+        job.queued_at = time.monotonic()
+        with self._changed:
+            if self._closed:
+                raise Unavailable("the model is being unloaded")
+            if len(self._jobs) >= self.limit:
+                raise QueueFull(f"{self.limit} pictures are waiting already")
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def put_back(self, jobs: list[Job]) -> None:
+        """Jobs of a worker that was lost: to the front, whatever the limit."""
+        with self._changed:
+            self._jobs.extendleft(reversed(jobs))
+            self._changed.notify_all()
+
+    def take(self, max_batch: int, max_delay: float = 0.0) -> list[Job]:
+        """The next batch: jobs of one shape, in order of arrival, none cancelled or late. Empty once closed.
+
+        With `max_delay` seconds it waits so long for a batch to fill; without, it takes what is there.
+        """
+        while True:
+            with self._changed:
+                while not self._jobs and not self._closed:
+                    self._changed.wait()
+                if not self._jobs:
+                    return []
+                if max_delay and max_batch > 1:
+                    self._wait_for(max_batch, max_delay)
+                candidates = self._pull(max_batch)
+            if batch := [job for job in candidates if job.claim()]:
+                return batch
+
+    def _wait_for(self, count: int, delay: float) -> None:
+        """Returns once `count` jobs are there, or the first has waited for `delay` seconds."""
+        until = self._jobs[0].queued_at + delay
+        while self._jobs and len(self._jobs) < count and not self._closed:
+            left = until - time.monotonic()
+            if left <= 0 or not self._changed.wait(left):
+                return
+
+    def _pull(self, limit: int) -> list[Job]:
+        """The first job and up to `limit - 1` later ones of its shape; the others keep their order."""
+        if not self._jobs:
+            return []
+        pulled = [self._jobs.popleft()]
+        if limit == 1 or not self._jobs:
+            return pulled
+        key = pulled[0].batch_key
+        passed: list[Job] = []
+        while self._jobs and len(pulled) < limit:
+            job = self._jobs.popleft()
+            (pulled if job.batch_key == key else passed).append(job)
+        self._jobs.extendleft(reversed(passed))
+        return pulled
+
+    def close(self) -> None:
+        """No more jobs are let in; the workers get what is left, then an empty batch."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def drain(self) -> list[Job]:
+        """Takes out all that is left."""
+        with self._changed:
+            left = list(self._jobs)
+            self._jobs.clear()
+            return left

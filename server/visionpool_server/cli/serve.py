@@ -1,0 +1,99 @@
+"""`visionpool serve`: flags to settings, and the start-up output."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from visionpool_server import settings as flags
+from visionpool_server.models.loader import Defaults, Model
+
+EXAMPLES = """[bold]Examples[/bold]
+
+visionpool serve                           the embedded demo models, shapes and digits
+
+visionpool serve yolov8n.onnx              an Ultralytics export: nothing to configure
+
+visionpool serve models/ --http-port 9000  every model of a folder
+
+visionpool serve yolov8n.onnx --device HETERO:GPU,CPU --precision f16
+
+Every option is also read from the environment, as VISIONPOOL_HTTP_PORT and so on."""
+
+
+def serve(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            envvar="VISIONPOOL_MODELS",
+            show_default=False,
+            metavar="[MODEL|FOLDER|REPOSITORY]...",
+            help="Model files, folders with one model, or folders of those. None: the embedded demo models.",
+        ),
+    ] = None,
+    host: flags.HostFlag = "127.0.0.1",
+    http_port: flags.HttpPortFlag = 8000,
+    grpc_port: flags.GrpcPortFlag = 8001,
+    device: flags.DeviceFlag = "CPU",
+    workers: flags.WorkersFlag = None,
+    precision: flags.PrecisionFlag = None,
+    backend: flags.BackendFlag = None,
+    cache_dir: flags.CacheDirFlag = None,
+    max_pixels: flags.MaxPixelsFlag = 50_000_000,
+    max_body_mb: flags.MaxBodyFlag = 64,
+    body_timeout: flags.BodyTimeoutFlag = 30.0,
+    allow_urls: flags.AllowUrlsFlag = None,
+    log_level: flags.LogLevelFlag = "info",
+) -> None:
+    """Serve models over HTTP until SIGTERM or Ctrl-C."""
+    from visionpool_server.app import App
+
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("uvicorn", "uvicorn.error", "httpx"):
+        logging.getLogger(noisy).setLevel("WARNING")
+    wanted = flags.Settings(
+        models=tuple(models or ()),
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        log_level=log_level,
+        defaults=Defaults(device, workers, precision, backend, cache_dir),
+        max_pixels=max_pixels,
+        max_body_bytes=max_body_mb * 2**20,
+        body_timeout=body_timeout,
+        allow_urls=tuple(allow_urls or ()),
+    )
+    progress = _Progress()
+    App(wanted, on_loaded=progress.loaded, on_ready=progress.ready).run()
+
+
+class _Progress:
+    """Says on stdout what is served, where, on which device, and how to try it."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._first: Model | None = None
+
+    def loaded(self, model: Model) -> None:
+        self._first = self._first or model
+        places = []
+        for engine, count in model.pool.engines:
+            placement = engine.describe()
+            workers = f"{count} worker{'s' if count > 1 else ''}"
+            places.append(f"{placement.backend} {placement.device} {placement.precision}, {workers}")
+        self._console.print(
+            f"  {model.name}  {model.task} ({model.family_name}, from {model.source})  {'; '.join(places)}",
+            markup=False,
+        )
+
+    def ready(self, url: str) -> None:
+        name = self._first.name if self._first else "MODEL"
+        self._console.print(f"visionpool is ready at {url}", style="bold green")
+        self._console.print(f"  API documentation   {url}/docs")
+        self._console.print(
+            f"  try it              curl --data-binary @picture.jpg -H 'Content-Type: image/jpeg' {url}/v1/models/{name}/predict"
+        )

@@ -1,0 +1,145 @@
+"""The seam to the kinds of model: a family turns a picture into tensors, and a model's outputs into a result.
+
+A new family is one file here and one line in FAMILIES. Families never import each other, or a backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from numpy.typing import NDArray
+from visionpool.errors import InvalidModel, InvalidOption
+from visionpool.results import Result
+
+from visionpool_server.imaging.recipe import Geometry, Image, Recipe
+
+Tensors = Mapping[str, NDArray[Any]]
+
+FAMILIES = {
+    "classification": "visionpool_server.families.classification:Classification",
+    "yolov5": "visionpool_server.families.yolo:YoloV5",
+    "yolov8": "visionpool_server.families.yolo:YoloV8",
+    "picodet": "visionpool_server.families.picodet:PicoDet",
+    "paddle_detection": "visionpool_server.families.paddle_detection:PaddleDetection",
+}
+ALIASES = {"yolo": "yolov8", "yolov11": "yolov8", "yolo11": "yolov8", "yolov6": "yolov5", "yolov7": "yolov5"}
+TASKS = {
+    "classification": "classification",
+    "yolov5": "detection",
+    "yolov8": "detection",
+    "picodet": "detection",
+    "paddle_detection": "detection",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may ask of one prediction. None: what the model says, or else the family's default."""
+
+    score_threshold: float | None = None
+    iou_threshold: float | None = None
+    top_k: int | None = None
+    max_detections: int | None = None
+    classes: tuple[str, ...] = ()  # names or ids; empty: all
+
+    def given(self) -> dict[str, Any]:
+        """What is not left open, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value not in (None, ())}
+
+    def over(self, default: Options) -> Options:
+        """These options, with the gaps filled from `default`."""
+        return default if self is NO_OPTIONS else replace(default, **self.given())
+
+
+NO_OPTIONS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A picture as the engine takes it (tensors without their batch dimension) and the way back."""
+
+    tensors: Tensors
+    geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySpec:
+    """What a family is built from: the model's tensors, and what its files and model.yaml say."""
+
+    inputs: Mapping[str, tuple[int | None, ...]]
+    outputs: Mapping[str, tuple[int | None, ...]]
+    labels: tuple[str, ...] = ()
+    input_size: tuple[int, int] | None = None  # (height, width) that the files ask for
+    recipe: Recipe | None = None  # where model.yaml or a Paddle config gives the preprocessing
+    defaults: Options = NO_OPTIONS
+
+
+class Family(Protocol):
+    """One kind of model. Its methods are pure, and run on any thread."""
+
+    recipe: Recipe
+    image_input: str
+    labels: tuple[str, ...]
+    accepts: frozenset[str]  # the options that mean something to it
+
+    def prepare(self, image: Image) -> Prepared: ...
+
+    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
+        """The outputs of each of the `count` pictures of a batch."""
+
+    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> Result: ...
+
+
+def split_by_row(outputs: Tensors, count: int) -> list[Tensors]:
+    """The usual split: row i of each output belongs to picture i."""
+    return [{name: value[i] for name, value in outputs.items()} for i in range(count)]
+
+
+def canonical(family: str) -> str:
+    """The registered name of a family. Raises InvalidModel for an unknown one."""
+    name = ALIASES.get(family, family)
+    if name not in FAMILIES:
+        raise InvalidModel(f"unknown family {family!r}", hint=f"known: {', '.join([*FAMILIES, *ALIASES])}")
+    return name
+
+
+def build_family(name: str, spec: FamilySpec) -> Family:
+    """The family of this name for one model. Raises InvalidModel where the model's tensors do not fit it."""
+    module, _, attribute = FAMILIES[canonical(name)].partition(":")
+    build = cast(Callable[[FamilySpec], Family], getattr(import_module(module), attribute))
+    return build(spec)
+
+
+def class_ids(classes: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """The ids of classes given by name or number. Raises InvalidOption for one that the model does not have."""
+    ids = []
+    for item in classes:
+        if item in labels:
+            ids.append(labels.index(item))
+        elif item.isdecimal() and int(item) < len(labels):
+            ids.append(int(item))
+        else:
+            raise InvalidOption(f"the model has no class {item!r}", hint="GET /v1/models/{model} lists its labels")
+    return ids
+
+
+def label_of(labels: Sequence[str], index: int) -> str:
+    """The label of a class, or its number where the model names none."""
+    return labels[index] if index < len(labels) else str(index)
+
+
+def image_input(spec: FamilySpec) -> tuple[str, tuple[int, int] | None]:
+    """The name of the input that takes the picture, and its (height, width) where the file fixes them."""
+    pictures = {name: shape for name, shape in spec.inputs.items() if len(shape) == 4}
+    if len(pictures) != 1:
+        raise InvalidModel(
+            f"a vision model has one 4-D picture input; this one has {len(pictures)}: {dict(spec.inputs)}",
+            hint="check the file, or serve it as plain tensors",
+        )
+    name, shape = next(iter(pictures.items()))
+    height, width = shape[1:3] if shape[3] == 3 else shape[2:4]
+    return name, (height, width) if height and width else None

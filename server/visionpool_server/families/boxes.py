@@ -1,0 +1,54 @@
+"""What the detection families share: from candidate boxes to a result. A leaf: it imports no family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from visionpool.results import DetectionResult
+
+from visionpool_server.families import label_of
+
+MAX_CANDIDATES = 30_000  # Ultralytics' `max_nms`: bounds the time that one hostile threshold can take
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def non_maximum_suppression(
+    boxes: Floats, scores: Floats, label_ids: Ints, iou_threshold: float, limit: int
+) -> NDArray[np.intp]:
+    """Class-aware greedy suppression: the indices that stay, best score first, at most `limit`.
+
+    boxes (N, 4) xyxy, scores (N,), label_ids (N,). OpenCV's `NMSBoxesBatched` does the work.
+    """
+    if not len(boxes):
+        return np.empty(0, np.intp)
+    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    xywh = boxes[order].astype(np.float64)
+    xywh[:, 2:] -= xywh[:, :2]
+    kept: Any = cv2.dnn.NMSBoxesBatched(
+        cast(Any, xywh), cast(Any, scores[order]), cast(Any, label_ids[order].astype(np.int32)), 0.0, iou_threshold
+    )  # its stubs ask for lists; it takes arrays, and faster
+    kept_in_order = np.sort(np.asarray(kept, np.intp).reshape(-1))
+    return order[kept_in_order[:limit]]
+
+
+def allowed(label_ids: NDArray[Any], wanted: Sequence[int]) -> NDArray[np.bool_]:
+    """Which of `label_ids` are among `wanted`."""
+    mask: NDArray[np.bool_] = np.isin(label_ids, wanted)
+    return mask
+
+
+def detection_result(boxes: Floats, scores: Floats, label_ids: Ints, labels: Sequence[str]) -> DetectionResult:
+    """The result of boxes (N, 4) xyxy in the original picture, in the order given."""
+    ids = label_ids.tolist()
+    return DetectionResult(
+        boxes=tuple(map(tuple, np.round(boxes.astype(np.float64), 3).tolist())),  # 0.001 px: shorter JSON
+        scores=tuple(np.round(scores.astype(np.float64), 6).tolist()),
+        label_ids=tuple(ids),
+        labels=tuple(label_of(labels, i) for i in ids),
+    )

@@ -1,0 +1,76 @@
+"""Image classifiers: one score per class. Logits become probabilities; what already sums to 1 is left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from visionpool.errors import InvalidModel
+from visionpool.results import ClassifyResult
+
+from visionpool_server.families import (
+    FamilySpec,
+    Options,
+    Prepared,
+    Tensors,
+    class_ids,
+    image_input,
+    label_of,
+    split_by_row,
+)
+from visionpool_server.imaging.recipe import CenterCrop, Geometry, Image, Recipe, ResizeShort
+
+
+class Classification:
+    """Output (N, classes), or (N, classes, 1, 1)."""
+
+    accepts = frozenset({"top_k", "score_threshold", "classes"})
+    fallback = Options(top_k=5)
+
+    def __init__(self, spec: FamilySpec) -> None:
+        self.image_input, fixed = image_input(spec)
+        size = fixed or spec.input_size
+        self.recipe = spec.recipe or _usual_recipe(size)
+        if len(spec.outputs) != 1:
+            raise InvalidModel(f"a classifier has one output; this model has {dict(spec.outputs)}")
+        self._output = next(iter(spec.outputs))
+        self._defaults = spec.defaults.over(self.fallback)
+        self.labels = spec.labels
+
+    def prepare(self, image: Image) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image)
+        return Prepared({self.image_input: prepared}, geometry)
+
+    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
+        return split_by_row(outputs, count)
+
+    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> ClassifyResult:  # noqa: ARG002  a protocol's signature
+        """The `top_k` best classes over `score_threshold`, of those in `classes`."""
+        chosen = options.over(self._defaults)
+        scores = probabilities(outputs[self._output].reshape(-1))
+        ids = np.array(class_ids(chosen.classes, self.labels) if chosen.classes else range(len(scores)), np.intp)
+        best = ids[np.argsort(-scores[ids], kind="stable")[: chosen.top_k]]
+        best = best[scores[best] >= (chosen.score_threshold or 0.0)]
+        kept = best.tolist()
+        return ClassifyResult(
+            label_ids=tuple(kept),
+            scores=tuple(np.round(scores[best].astype(np.float64), 6).tolist()),
+            labels=tuple(label_of(self.labels, i) for i in kept),
+        )
+
+
+def _usual_recipe(size: tuple[int, int] | None) -> Recipe:
+    if size is None:
+        raise InvalidModel("the size of the input is not known", hint="say it under preprocess: in model.yaml")
+    return Recipe((ResizeShort(min(size)), CenterCrop(size)))
+
+
+def probabilities(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`scores` (classes,), through softmax unless they are a distribution already (none negative, their sum 1)."""
+    values = scores.astype(np.float32, copy=False)
+    if values.min() >= 0 and abs(float(values.sum()) - 1) < 1e-2:
+        return values
+    exponents = np.exp(values - values.max())
+    out: NDArray[np.float32] = exponents / exponents.sum()
+    return out

@@ -1,0 +1,75 @@
+"""Detectors that PaddleDetection exports with NMS in the graph (PicoDet, PP-YOLOE ...).
+
+Inputs: `image`, and where the graph wants them `scale_factor` (N, 2) and `im_shape` (N, 2), both y before x. Outputs: rows
+`[class, score, xmin, ymin, xmax, ymax]` in original pixels for all pictures, and the count of rows of each picture
+(PaddleDetection `deploy/README`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from visionpool.errors import InvalidModel
+from visionpool.results import DetectionResult
+
+from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, class_ids, image_input
+from visionpool_server.families.boxes import allowed, detection_result
+from visionpool_server.imaging.recipe import Geometry, Image, Recipe, Resize
+
+
+class PaddleDetection:
+    accepts = frozenset({"score_threshold", "max_detections", "classes"})
+    fallback = Options(score_threshold=0.5, max_detections=300)
+
+    def __init__(self, spec: FamilySpec) -> None:
+        self.image_input, fixed = image_input(spec)
+        size = fixed or spec.input_size
+        if spec.recipe is None and size is None:
+            raise InvalidModel("the size of the input is not known", hint="keep infer_cfg.yml beside the model")
+        self.recipe = spec.recipe or Recipe((Resize(size),) if size else ())
+        self._side_inputs = {name for name in spec.inputs if name != self.image_input}
+        if unknown := self._side_inputs - {"scale_factor", "im_shape"}:
+            raise InvalidModel(f"inputs that no PaddleDetection export has: {', '.join(sorted(unknown))}")
+        self._rows, self._counts = _row_and_count_outputs(spec)
+        self._defaults = spec.defaults.over(self.fallback)
+        self.labels = spec.labels
+
+    def prepare(self, image: Image) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image)
+        tensors: dict[str, NDArray[Any]] = {self.image_input: prepared}
+        if "scale_factor" in self._side_inputs:
+            tensors["scale_factor"] = np.array([geometry.scale_y, geometry.scale_x], np.float32)
+        if "im_shape" in self._side_inputs:
+            tensors["im_shape"] = np.array(prepared.shape[:2], np.float32)
+        return Prepared(tensors, geometry)
+
+    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
+        """Rows of picture i follow those of picture i - 1; a runtime that pads gives each picture an equal share."""
+        rows, counts = outputs[self._rows], outputs[self._counts].reshape(-1)
+        share = len(rows) // count
+        padded = int(counts.sum()) != len(rows) and share * count == len(rows)
+        starts = np.arange(count) * share if padded else np.concatenate([[0], np.cumsum(counts)[:-1]])
+        return [{self._rows: rows[start : start + n]} for start, n in zip(starts, counts, strict=True)]
+
+    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
+        chosen = options.over(self._defaults)
+        rows = outputs[self._rows]
+        rows = rows[(rows[:, 0] >= 0) & (rows[:, 1] > chosen.score_threshold)]
+        if chosen.classes:
+            rows = rows[allowed(rows[:, 0].astype(np.int64), class_ids(chosen.classes, self.labels))]
+        rows = rows[np.argsort(-rows[:, 1], kind="stable")[: chosen.max_detections]]
+        return detection_result(geometry.clip(rows[:, 2:6]), rows[:, 1], rows[:, 0].astype(np.int64), self.labels)
+
+
+def _row_and_count_outputs(spec: FamilySpec) -> tuple[str, str]:
+    rows = [name for name, shape in spec.outputs.items() if len(shape) == 2 and shape[1] == 6]
+    counts = [name for name, shape in spec.outputs.items() if len(shape) == 1]
+    if len(rows) != 1 or len(counts) != 1:
+        raise InvalidModel(
+            f"a PaddleDetection export with NMS has outputs (rows, 6) and (pictures,); this one {dict(spec.outputs)}",
+            hint="for raw PicoDet heads say family: picodet",
+        )
+    return rows[0], counts[0]

@@ -1,0 +1,119 @@
+"""YOLO detectors: YOLOv5 (also v6 and v7, which export alike) and YOLOv8/11. Boxes only, no suppression in the graph.
+
+Preprocessing: letterbox with grey 114, RGB, /255 (ultralytics/yolov5 `utils/augmentations.py`, tag v7.0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from visionpool.errors import InvalidModel
+from visionpool.results import DetectionResult
+
+from visionpool_server.families import (
+    FamilySpec,
+    Options,
+    Prepared,
+    Tensors,
+    class_ids,
+    image_input,
+    split_by_row,
+)
+from visionpool_server.families.boxes import Floats, Ints, allowed, detection_result, non_maximum_suppression
+from visionpool_server.imaging.recipe import Geometry, Image, Letterbox, Recipe
+
+_USUAL_SIZE = (640, 640)
+
+
+class _Yolo:
+    """What both layouts share. `_candidates` is what they do not."""
+
+    accepts = frozenset({"score_threshold", "iou_threshold", "max_detections", "classes"})
+    fallback: Options
+
+    def __init__(self, spec: FamilySpec) -> None:
+        self.image_input, fixed = image_input(spec)
+        size = fixed or spec.input_size or _USUAL_SIZE
+        self.recipe = spec.recipe or Recipe((Letterbox(size),))
+        self._output = _only_output(spec)
+        self._defaults = spec.defaults.over(self.fallback)
+        self.labels = spec.labels or _numbered(self._class_count(spec.outputs[self._output]))
+
+    def prepare(self, image: Image) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image)
+        return Prepared({self.image_input: prepared}, geometry)
+
+    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
+        return split_by_row(outputs, count)
+
+    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
+        """Outputs: one picture's rows, without the batch dimension."""
+        chosen = options.over(self._defaults)
+        assert chosen.score_threshold is not None
+        xywh, scores, label_ids = self._candidates(outputs[self._output], chosen.score_threshold)
+        if chosen.classes:
+            mask = allowed(label_ids, class_ids(chosen.classes, self.labels))
+            xywh, scores, label_ids = xywh[mask], scores[mask], label_ids[mask]
+        boxes = _corners(xywh)
+        assert chosen.iou_threshold is not None and chosen.max_detections is not None
+        kept = non_maximum_suppression(boxes, scores, label_ids, chosen.iou_threshold, chosen.max_detections)
+        return detection_result(geometry.to_original(boxes[kept]), scores[kept], label_ids[kept], self.labels)
+
+    def _candidates(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
+        """Boxes (N, 4) centre x, y, width, height in the prepared picture, scores (N,) over `threshold`, ids (N,)."""
+        raise NotImplementedError
+
+    def _class_count(self, shape: tuple[int | None, ...]) -> int | None:
+        raise NotImplementedError
+
+
+class YoloV5(_Yolo):
+    """Output (N, anchors, 5 + classes): centre x, y, width, height, objectness, class scores; all after sigmoid."""
+
+    fallback = Options(score_threshold=0.25, iou_threshold=0.45, max_detections=300)
+
+    def _candidates(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
+        rows = output[output[:, 4] > threshold]  # a score cannot exceed its objectness
+        label_ids = rows[:, 5:].argmax(axis=1)
+        scores = rows[:, 4] * rows[np.arange(len(rows)), 5 + label_ids]
+        over = scores > threshold
+        return rows[over, :4], scores[over], label_ids[over]
+
+    def _class_count(self, shape: tuple[int | None, ...]) -> int | None:
+        return None if shape[2] is None else shape[2] - 5
+
+
+class YoloV8(_Yolo):
+    """Output (N, 4 + classes, anchors): centre x, y, width, height, class scores after sigmoid; no objectness."""
+
+    fallback = Options(score_threshold=0.25, iou_threshold=0.7, max_detections=300)
+
+    def _candidates(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
+        columns = output[:, (output[4:].max(axis=0) > threshold).nonzero()[0]]
+        label_ids = columns[4:].argmax(axis=0)
+        return columns[:4].T, columns[4 + label_ids, np.arange(columns.shape[1])], label_ids
+
+    def _class_count(self, shape: tuple[int | None, ...]) -> int | None:
+        return None if shape[1] is None else shape[1] - 4
+
+
+def _corners(xywh: Floats) -> Floats:
+    """(N, 4) centre x, y, width, height as xmin, ymin, xmax, ymax."""
+    half = xywh[:, 2:] / 2
+    corners: Floats = np.concatenate([xywh[:, :2] - half, xywh[:, :2] + half], axis=1)
+    return corners
+
+
+def _only_output(spec: FamilySpec) -> str:
+    ranked = [name for name, shape in spec.outputs.items() if len(shape) == 3]
+    if not ranked or len(spec.outputs) != 1:
+        raise InvalidModel(
+            f"a YOLO detector has one 3-D output; this model has {dict(spec.outputs)}",
+            hint="export it without NMS, for the task 'detect'",
+        )
+    return ranked[0]
+
+
+def _numbered(count: int | None) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(count or 0))

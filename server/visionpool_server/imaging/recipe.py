@@ -1,0 +1,268 @@
+"""Preprocessing as values: what happens to a decoded picture before the model sees it.
+
+A recipe has two halves. The *steps* change the picture's geometry (resize, crop, letterbox, pad); they are pure functions
+on (H, W, 3) uint8, run on the stage threads before the picture queues, and keep account of where each original pixel went.
+The *arithmetic* (channel order, scale, mean, std, layout) is only described here: each backend does it where it is cheapest,
+compiled into the graph where it can (OpenVINO), so that what queues is uint8: a quarter of the bytes of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]  # (H, W, 3) RGB
+Interpolation = Literal["nearest", "linear", "cubic", "area"]
+Channels = Literal["rgb", "bgr"]
+
+_CV2_INTERPOLATION = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "cubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the original picture lies in the prepared one: `prepared = original * scale + offset`, in pixels."""
+
+    height: int  # of the original picture
+    width: int
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+    offset_x: float = 0.0
+    offset_y: float = 0.0
+
+    def scaled(self, x: float, y: float) -> Geometry:
+        return replace(
+            self,
+            scale_x=self.scale_x * x,
+            scale_y=self.scale_y * y,
+            offset_x=self.offset_x * x,
+            offset_y=self.offset_y * y,
+        )
+
+    def shifted(self, x: float, y: float) -> Geometry:
+        return replace(self, offset_x=self.offset_x + x, offset_y=self.offset_y + y)
+
+    def to_original(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (N, 4) xyxy in the prepared picture as boxes in the original one, clipped to its borders."""
+        offset = np.array([self.offset_x, self.offset_y] * 2, np.float32)
+        scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
+        return self.clip((boxes - offset) / scale)
+
+    def clip(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (N, 4) xyxy in the original picture, cut at its borders."""
+        limit = np.array([self.width, self.height] * 2, np.float32)
+        clipped: NDArray[np.float32] = np.clip(boxes, 0, limit)
+        return clipped
+
+
+class Step(Protocol):
+    """One geometric step: a frozen value that is called with a picture and says where its pixels went."""
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]: ...
+
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) where the step fixes it, else None."""
+
+
+def _resized(
+    image: Image, geometry: Geometry, height: int, width: int, interpolation: Interpolation
+) -> tuple[Image, Geometry]:
+    rows, columns = image.shape[:2]
+    if (rows, columns) == (height, width):
+        return image, geometry
+    out = cv2.resize(image, (width, height), interpolation=_CV2_INTERPOLATION[interpolation])
+    return out, geometry.scaled(width / columns, height / rows)
+
+
+def _padded(
+    image: Image, geometry: Geometry, margins: tuple[int, int, int, int], fill: int
+) -> tuple[Image, Geometry]:
+    """`margins`: rows above and below, columns to the left and right."""
+    top, bottom, left, right = margins
+    if not any(margins):
+        return image, geometry
+    rows, columns = image.shape[:2]
+    out = np.full((rows + top + bottom, columns + left + right, image.shape[2]), fill, np.uint8)
+    out[top : top + rows, left : left + columns] = image
+    return out, geometry.shifted(left, top)
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """To `size` (height, width). With `keep_ratio`, the largest picture of the original's shape that fits into it."""
+
+    size: tuple[int, int]
+    keep_ratio: bool = False
+    interpolation: Interpolation = "linear"
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+        height, width = self.size
+        if self.keep_ratio:
+            rows, columns = image.shape[:2]
+            ratio = min(height / rows, width / columns)
+            height, width = max(1, round(rows * ratio)), max(1, round(columns * ratio))
+        return _resized(image, geometry, height, width, self.interpolation)
+
+    def output_size(self) -> tuple[int, int] | None:
+        return None if self.keep_ratio else self.size
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeShort:
+    """The shorter side to `size` pixels, the longer one in proportion."""
+
+    size: int
+    interpolation: Interpolation = "linear"
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+        rows, columns = image.shape[:2]
+        ratio = self.size / min(rows, columns)
+        height, width = round(rows * ratio), round(columns * ratio)
+        return _resized(image, geometry, height, width, self.interpolation)
+
+    def output_size(self) -> tuple[int, int] | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class CenterCrop:
+    """The middle `size` (height, width) of the picture; a smaller picture is padded with black first."""
+
+    size: tuple[int, int]
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+        height, width = self.size
+        missing_y, missing_x = max(0, height - image.shape[0]), max(0, width - image.shape[1])
+        margins = (missing_y // 2, missing_y - missing_y // 2, missing_x // 2, missing_x - missing_x // 2)
+        image, geometry = _padded(image, geometry, margins, 0)
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        return image[top : top + height, left : left + width], geometry.shifted(-left, -top)
+
+    def output_size(self) -> tuple[int, int] | None:
+        return self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """Resized in proportion to fit into `size` (height, width), centred, the rest filled with grey.
+
+    The rounding is that of YOLOv5's and Ultralytics' `letterbox`: an odd margin is larger at the bottom and right.
+    """
+
+    size: tuple[int, int]
+    fill: int = 114
+    interpolation: Interpolation = "linear"
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+        height, width = self.size
+        image, geometry = Resize(self.size, keep_ratio=True, interpolation=self.interpolation)(image, geometry)
+        spare_y, spare_x = height - image.shape[0], width - image.shape[1]
+        margins = (spare_y // 2, spare_y - spare_y // 2, spare_x // 2, spare_x - spare_x // 2)
+        return _padded(image, geometry, margins, self.fill)
+
+    def output_size(self) -> tuple[int, int] | None:
+        return self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """Padded at the bottom and right to `size` (height, width); a larger picture is left as it is."""
+
+    size: tuple[int, int]
+    fill: int = 0
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+        rows, columns = image.shape[:2]
+        margins = (0, max(0, self.size[0] - rows), 0, max(0, self.size[1] - columns))
+        return _padded(image, geometry, margins, self.fill)
+
+    def output_size(self) -> tuple[int, int] | None:
+        return self.size
+
+
+@dataclass(frozen=True, slots=True)
+class PadToStride:
+    """Padded at the bottom and right until both sides are multiples of `stride`."""
+
+    stride: int
+    fill: int = 0
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+        rows, columns = image.shape[:2]
+        return _padded(image, geometry, (0, -rows % self.stride, 0, -columns % self.stride), self.fill)
+
+    def output_size(self) -> tuple[int, int] | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Gray:
+    """To one channel, (H, W, 1), with the weights of ITU-R BT.601."""
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None], geometry
+
+    def output_size(self) -> tuple[int, int] | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What turns uint8 RGB into the model's numbers: `(channel * scale - mean) / std`, channel by channel.
+
+    `channels` is the order that the model wants; `mean` and `std` are in that order.
+    """
+
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    channels: Channels = "rgb"
+
+    def apply(self, batch: NDArray[np.uint8], layout: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """(N, H, W, 3) uint8 as the model's tensor, `layout` NCHW or NHWC: for runtimes that cannot compile it in."""
+        if self.channels == "bgr":
+            batch = batch[..., ::-1]
+        factor = np.float32(self.scale) / np.array(self.std, np.float32)
+        shift = np.array(self.mean, np.float32) / np.array(self.std, np.float32)
+        if layout == "NHWC":
+            out: NDArray[Any] = batch * factor - shift
+        else:
+            out = np.empty((batch.shape[0], batch.shape[3], *batch.shape[1:3]), np.float32)
+            for channel in range(batch.shape[3]):  # plane by plane: twice as fast as a transpose of the whole
+                np.multiply(batch[..., channel], factor[channel], out=out[:, channel])
+                out[:, channel] -= shift[channel]
+        return out.astype(dtype, copy=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that happens between a decoded picture and the model."""
+
+    steps: tuple[Step, ...] = ()
+    arithmetic: Arithmetic = Arithmetic()
+
+    def prepare(self, image: Image) -> tuple[Image, Geometry]:
+        """The steps, one after the other. The result may be a view, and need not be contiguous."""
+        geometry = Geometry(image.shape[0], image.shape[1])
+        for step in self.steps:
+            image, geometry = step(image, geometry)
+        return image, geometry
+
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) of every prepared picture, or None where it depends on the picture."""
+        return last_size(self.steps)
+
+
+def last_size(steps: Sequence[Step]) -> tuple[int, int] | None:
+    """The size that the last step to change it fixes, if it does."""
+    sized = [step for step in steps if not isinstance(step, Gray)]
+    return sized[-1].output_size() if sized else None

@@ -1,0 +1,132 @@
+"""What a model is: the schema of model.yaml. Everything in it is optional; the files themselves say most of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from visionpool.errors import InvalidModel
+
+from visionpool_server.backends import BACKENDS, Precision
+from visionpool_server.families import ALIASES, FAMILIES
+
+Task = Literal["classification", "detection", "segmentation", "ocr", "tensor"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Runtime(_Part):
+    """Which runtime, on which device, and how. `options`: the runtime's own properties, passed through."""
+
+    backend: str | None = None
+    device: str | None = None
+    precision: Precision | None = None
+    shapes: dict[str, tuple[int, ...]] = {}
+    cpu_operators: tuple[str, ...] = ()
+    cache_dir: Path | None = None
+    options: dict[str, Any] = {}
+
+
+class Workers(_Part):
+    """So many workers on a device; `count` None: what the device runs best."""
+
+    device: str | None = None
+    count: int | None = Field(None, ge=1, le=256)
+
+
+class Batching(_Part):
+    max_batch_size: int | None = Field(None, ge=1, le=1024)
+    sizes: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()  # fixed sizes to compile for; others are padded
+    max_queue_delay_us: int = Field(0, ge=0, le=10_000_000)
+    max_queue_size: int = Field(128, ge=1, le=100_000)
+    timeout_ms: int = Field(30_000, ge=1)
+    hang_timeout_ms: int = Field(60_000, ge=10)  # a worker that takes longer for one batch is replaced
+
+
+class Postprocess(_Part):
+    score_threshold: Share | None = None
+    iou_threshold: Share | None = None
+    top_k: int | None = Field(None, ge=1)
+    max_detections: int | None = Field(None, ge=1)
+
+
+class Bundle(_Part):
+    """One model.yaml, or what discovery found instead of one."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: Task | None = None
+    family: str | None = None
+    weights: str | None = None
+    labels: str | tuple[str, ...] | dict[int, str] | None = None  # a file, a list, or a map from id to name
+    input_size: tuple[int, int] | None = None  # (height, width), where neither file nor preprocess says it
+    runtime: Runtime = Runtime()
+    workers: int | tuple[Workers, ...] | None = None
+    batching: Batching = Batching()
+    preprocess: tuple[dict[str, Any], ...] | None = None
+    postprocess: Postprocess = Postprocess()
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Self:
+        if self.family is not None and self.family not in {**FAMILIES, **ALIASES}:
+            raise ValueError(f"family: unknown {self.family!r}; allowed: {', '.join([*FAMILIES, *ALIASES])}")
+        if self.runtime.backend is not None and self.runtime.backend not in BACKENDS:
+            raise ValueError(f"runtime.backend: unknown {self.runtime.backend!r}; allowed: {', '.join(BACKENDS)}")
+        return self
+
+    def over(self, found: Bundle) -> Bundle:
+        """This bundle, with whatever it does not say taken from `found`; the parts are merged key by key."""
+        values: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            mine, theirs = getattr(self, name), getattr(found, name)
+            if isinstance(mine, _Part) and isinstance(theirs, _Part):
+                said = {key: getattr(mine, key) for key in mine.model_fields_set}
+                values[name] = theirs.model_copy(update=said)
+            else:
+                values[name] = mine if name in self.model_fields_set else theirs
+        return self.model_copy(update=values)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """The model.yaml at `path`. Raises InvalidModel that names the wrong key and the ones allowed."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidModel(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise InvalidModel(f"{path}: a map of keys is expected", hint=f"allowed: {', '.join(Bundle.model_fields)}")
+    try:
+        return Bundle.model_validate(data)
+    except ValidationError as error:
+        raise InvalidModel(f"{path}: {_explained(error)}") from error
+
+
+def _explained(error: ValidationError) -> str:
+    """One line a mistake: the key's path, what is wrong, and for an unknown key the allowed ones."""
+    lines = []
+    for mistake in error.errors():
+        path = ".".join(str(part) for part in mistake["loc"])
+        if mistake["type"] == "extra_forbidden":
+            lines.append(f"unknown key {path!r}; allowed here: {', '.join(_keys_beside(mistake['loc']))}")
+        else:
+            lines.append(f"{path}: {mistake['msg'].removeprefix('Value error, ')}".removeprefix(": "))
+    return "; ".join(lines)
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed where an unknown one stands: at the top, in a part, or in an entry of `workers`."""
+    if len(location) == 1:
+        return list(Bundle.model_fields)
+    parts: dict[str, type[_Part]] = {
+        "runtime": Runtime,
+        "workers": Workers,
+        "batching": Batching,
+        "postprocess": Postprocess,
+    }
+    return list(parts.get(str(location[0]), Bundle).model_fields)

@@ -1,0 +1,113 @@
+"""What a model's own files say: labels, task, family, preprocessing. Nothing is guessed that a file does not show.
+
+Sources, the first that speaks: Paddle's `infer_cfg.yml` or `inference_cls.yaml`, Ultralytics' `metadata.yaml` beside the
+weights, the metadata inside an ONNX file, and last the shapes of the outputs.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from visionpool.errors import InvalidModel
+
+from visionpool_server.backends import Signature
+from visionpool_server.models import paddle
+from visionpool_server.models.bundle import Bundle
+from visionpool_server.models.labels import from_map, parse_names
+
+_ULTRALYTICS_TASKS = {"detect": "detection", "classify": "classification"}
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """A bundle made from what was found, and where: `source` is for the operator's eyes."""
+
+    bundle: Bundle
+    source: str
+
+
+def discover(folder: Path, signature: Signature) -> Discovery:
+    """Raises InvalidModel for a file that is there but makes no sense."""
+    for name, read in (("infer_cfg.yml", paddle.detection), ("inference_cls.yaml", paddle.classification)):
+        if (folder / name).exists():
+            return Discovery(read(read_yaml(folder / name)), name)
+    if (folder / "metadata.yaml").exists():
+        data = read_yaml(folder / "metadata.yaml")
+        return Discovery(_ultralytics(data, signature), "metadata.yaml")
+    if "names" in signature.metadata:
+        return Discovery(_ultralytics(_unquoted(signature.metadata), signature), "the file's metadata")
+    family = guess_family(signature, None)
+    bundle = Bundle(family=family, task="detection") if family else Bundle()
+    return Discovery(bundle, "the shape of its outputs" if family else "nothing")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidModel(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(data, dict):
+        raise InvalidModel(f"{path}: a map of keys is expected")
+    return data
+
+
+def guess_family(signature: Signature, classes: int | None) -> str | None:
+    """A detector's family by its tensors alone, or None. `classes`: their number, where it is known."""
+    outputs = [spec.shape for spec in signature.outputs]
+    inputs = {spec.name for spec in signature.inputs}
+    if "scale_factor" in inputs and sorted(map(len, outputs)) == [1, 2]:
+        return "paddle_detection"
+    if len(outputs) != 1 or len(outputs[0]) != 3:
+        return None
+    _, middle, last = outputs[0]
+    if classes is not None:
+        return "yolov5" if last == classes + 5 else "yolov8" if middle == classes + 4 else None
+    if middle is None or last is None or min(middle, last) < 5:
+        return None
+    return "yolov5" if middle > last else "yolov8"
+
+
+def _ultralytics(data: Mapping[str, Any], signature: Signature) -> Bundle:
+    """From the keys `names`, `task`, `imgsz` that Ultralytics' exports carry (YOLOv5's: `names`, `stride` only)."""
+    names = data.get("names", {})
+    labels = (
+        from_map({int(k): str(v) for k, v in names.items()}) if isinstance(names, Mapping) else tuple(map(str, names))
+    )
+    task = data.get("task", "detect")
+    if task not in _ULTRALYTICS_TASKS:
+        raise InvalidModel(
+            f"the export's task is {task!r}, which is not served yet",
+            hint=f"served: {', '.join(_ULTRALYTICS_TASKS)}",
+        )
+    family = "classification" if task == "classify" else guess_family(signature, len(labels))
+    if family is None:
+        raise InvalidModel(
+            f"the export names {len(labels)} classes, but its outputs fit neither YOLOv5 nor YOLOv8: "
+            f"{[spec.shape for spec in signature.outputs]}",
+            hint="export it without NMS",
+        )
+    found: dict[str, Any] = {"task": _ULTRALYTICS_TASKS[task], "family": family, "labels": labels}
+    size = data.get("imgsz")
+    if isinstance(size, int):
+        size = [size, size]
+    return Bundle(**found, input_size=tuple(size) if size else None)
+
+
+def _unquoted(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """ONNX metadata are strings: those that are Python literals become values. Parsed, never evaluated."""
+    values: dict[str, Any] = {"names": dict(enumerate(parse_names(metadata["names"])))}
+    if "task" in metadata:
+        values["task"] = metadata["task"]
+    if "imgsz" in metadata:
+        try:
+            values["imgsz"] = ast.literal_eval(metadata["imgsz"])
+        except (ValueError, SyntaxError) as error:
+            raise InvalidModel(
+                f"the export's metadata has an imgsz that cannot be read: {metadata['imgsz'][:80]!r}"
+            ) from error
+    return values

@@ -1,0 +1,106 @@
+"""Finding models on disk: a file, a folder with one model, or a repository of such folders and files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from visionpool.errors import InvalidModel
+
+CONFIG = "model.yaml"
+WEIGHTS = (".onnx", ".xml", ".pdmodel", ".tflite", ".pb")
+_GENERIC_STEMS = {
+    "model",
+    "inference",
+    "saved_model",
+    "frozen_model",
+    "frozen_graph",
+    "best",
+    "weights",
+    "__model__",
+}
+_READS = "a model is an .onnx, .xml, .pdmodel, .tflite or .pb file, a SavedModel folder, or a folder with a model.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """One model on disk. `weights` None: model.yaml names them, or there are none (backend: fake)."""
+
+    name: str
+    version: str
+    folder: Path
+    weights: Path | None
+    config: Path | None  # its model.yaml
+
+
+def find_models(path: Path) -> list[ModelFiles]:
+    """The models at `path`, sorted by name. Raises InvalidModel where there is none."""
+    path = path.expanduser()
+    if not path.exists():
+        raise InvalidModel(f"{path} does not exist", hint="check the path; " + _READS)
+    if path.is_file():
+        return [_from_file(path)]
+    if model := _from_folder(path):
+        return [model]
+    found = [
+        model for child in sorted(path.iterdir()) if not child.name.startswith(".") for model in _from_child(child)
+    ]
+    if not found:
+        raise InvalidModel(f"no model in {path}", hint=_READS)
+    return found
+
+
+def _from_file(path: Path) -> ModelFiles:
+    if path.name == CONFIG:
+        return ModelFiles(_name(path.parent.resolve()), "1", path.parent, None, path)
+    if path.suffix not in WEIGHTS:
+        raise InvalidModel(f"{path.name} is not a model that can be read", hint=_READS)
+    stem = path.stem if path.stem not in _GENERIC_STEMS else _name(path.parent.resolve())
+    config = path.parent / CONFIG
+    weights = path.parent if path.name == "saved_model.pb" else path
+    return ModelFiles(stem, "1", path.parent, weights, config if config.exists() and _alone(path) else None)
+
+
+def _alone(path: Path) -> bool:
+    """Whether `path` is the only model of its folder, so that a model.yaml there is about it."""
+    return len(weights_in(path.parent)) == 1
+
+
+def _from_child(child: Path) -> Iterator[ModelFiles]:
+    if child.is_file() and child.suffix in WEIGHTS:
+        yield _from_file(child)
+    elif child.is_dir() and (model := _from_folder(child)):
+        yield model
+
+
+def _from_folder(folder: Path) -> ModelFiles | None:
+    """The one model of a folder, in its newest version, or None where the folder is not a model."""
+    name, config = _name(folder.resolve()), folder / CONFIG
+    versions = [child for child in folder.iterdir() if child.is_dir() and child.name.isdecimal()]
+    versions = [child for child in versions if weights_in(child) or (child / CONFIG).exists()]
+    if versions:
+        newest = max(versions, key=lambda child: int(child.name))
+        own = newest / CONFIG
+        configured = own if own.exists() else config if config.exists() else None
+        return ModelFiles(name, newest.name, newest, _only(weights_in(newest)), configured)
+    weights = weights_in(folder)
+    if config.exists():
+        return ModelFiles(name, "1", folder, _only(weights), config)
+    return ModelFiles(name, "1", folder, weights[0], None) if len(weights) == 1 else None
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The model files directly in `folder`; for a SavedModel the folder itself, which is what runtimes read."""
+    if (folder / "saved_model.pb").exists():
+        return [folder]
+    return sorted(child for child in folder.iterdir() if child.is_file() and child.suffix in WEIGHTS)
+
+
+def _only(weights: list[Path]) -> Path | None:
+    return weights[0] if len(weights) == 1 else None
+
+
+def _name(folder: Path) -> str:
+    """A folder's name; that of the folder above for a version folder."""
+    return folder.parent.name if folder.name.isdecimal() else folder.name

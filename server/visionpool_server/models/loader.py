@@ -1,0 +1,207 @@
+"""From files on disk to a model that runs: read, discover, build the family, load the engines, fill the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from visionpool.errors import InvalidModel, SetupError
+
+from visionpool_server.backends import (
+    Engine,
+    ImageInput,
+    LoadOptions,
+    Precision,
+    Signature,
+    get_backend,
+)
+from visionpool_server.families import TASKS, Family, FamilySpec, Options, build_family, canonical
+from visionpool_server.imaging.recipe import Arithmetic, Gray, Recipe
+from visionpool_server.models.bundle import Bundle, Workers, read_bundle
+from visionpool_server.models.discovery import discover
+from visionpool_server.models.files import ModelFiles, weights_in
+from visionpool_server.models.labels import resolve_labels
+from visionpool_server.models.preprocess import recipe_from
+from visionpool_server.pool import Pool, PoolOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the flags of `visionpool serve` say for models whose model.yaml does not."""
+
+    device: str = "CPU"
+    workers: int | None = None
+    precision: Precision | None = None
+    backend: str | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that runs: `pool` is started once the repository takes it in."""
+
+    name: str
+    version: str
+    task: str
+    family_name: str
+    source: str  # where its configuration was found
+    bundle: Bundle
+    signature: Signature
+    family: Family
+    pool: Pool
+
+
+def load_model(files: ModelFiles, defaults: Defaults) -> Model:
+    """Raises SetupError, led by the model's name."""
+    try:
+        return _load(files, defaults)
+    except SetupError as error:
+        raise type(error)(f"{files.name}: {error.message}", hint=error.hint) from error
+
+
+def _load(files: ModelFiles, defaults: Defaults) -> Model:
+    written = read_bundle(files.config) if files.config else Bundle()
+    backend_name = written.runtime.backend or defaults.backend or _usual_backend()
+    weights = _weights(files, written, backend_name)
+    backend = get_backend(backend_name)
+    signature = backend.read(weights)
+    found = discover(files.folder, signature)
+    bundle = written.over(found.bundle)
+    family_name = canonical(_family_name(bundle))
+    family = build_family(family_name, _family_spec(bundle, signature, files.folder))
+    _check_size(family, signature)
+    image = _image_input(family, signature)
+    engines = []
+    for workers in _workers(bundle, defaults):
+        engine = backend.load(weights, _load_options(bundle, workers, defaults, image))
+        engines.append((engine, workers.count or engine.contexts))
+    return Model(
+        name=bundle.name or files.name,
+        version=files.version,
+        task=TASKS[family_name],
+        family_name=family_name,
+        source="model.yaml" if files.config else found.source,
+        bundle=bundle,
+        signature=signature,
+        family=family,
+        pool=_pool(bundle, files.name, engines, family),
+    )
+
+
+def _usual_backend() -> str:
+    return "onnxruntime" if find_spec("onnxruntime") and not find_spec("openvino") else "openvino"
+
+
+def _weights(files: ModelFiles, bundle: Bundle, backend: str) -> Path | None:
+    if bundle.weights:
+        path = files.folder / bundle.weights
+        if not path.exists():
+            raise InvalidModel(f"weights: {bundle.weights} is not in {files.folder}")
+        return path
+    if files.weights is None and backend != "fake":
+        there = ", ".join(path.name for path in weights_in(files.folder)) or "none"
+        raise InvalidModel(f"which file has the weights? There: {there}", hint="say weights: FILE in model.yaml")
+    return files.weights
+
+
+def _family_name(bundle: Bundle) -> str:
+    if bundle.family:
+        return bundle.family
+    if bundle.task == "classification":
+        return "classification"
+    raise InvalidModel(
+        "neither the file nor its neighbours say what kind of model this is",
+        hint="write a model.yaml beside it, such as: {task: classification, family: classification, labels: labels.txt, "
+        "preprocess: [{resize_short: 256}, {center_crop: 224}, {normalize: {mean: [0.485, 0.456, 0.406], "
+        "std: [0.229, 0.224, 0.225]}}]}; families: " + ", ".join(TASKS),
+    )
+
+
+def _family_spec(bundle: Bundle, signature: Signature, folder: Path) -> FamilySpec:
+    finishing = bundle.postprocess
+    shapes = {spec.name: spec.shape for spec in signature.inputs}
+    for name, fixed in bundle.runtime.shapes.items():
+        if name not in shapes:
+            raise InvalidModel(f"runtime.shapes names {name!r}; the model's inputs are {', '.join(shapes)}")
+        shapes[name] = fixed
+    return FamilySpec(
+        inputs=shapes,
+        outputs={spec.name: spec.shape for spec in signature.outputs},
+        labels=resolve_labels(bundle.labels, folder),
+        input_size=bundle.input_size,
+        recipe=_recipe(bundle, shapes),
+        defaults=Options(finishing.score_threshold, finishing.iou_threshold, finishing.top_k, finishing.max_detections),
+    )
+
+
+def _recipe(bundle: Bundle, inputs: Mapping[str, tuple[int | None, ...]]) -> Recipe | None:
+    """The recipe that the bundle gives, if it does; made grey for a model of one channel."""
+    if bundle.preprocess is None:
+        return None
+    recipe = recipe_from(bundle.preprocess)
+    grey = any(len(shape) == 4 and 1 in (shape[1], shape[3]) for shape in inputs.values())
+    if not grey or any(isinstance(step, Gray) for step in recipe.steps):
+        return recipe
+    arithmetic = recipe.arithmetic
+    one = Arithmetic(arithmetic.scale, arithmetic.mean[:1], arithmetic.std[:1])
+    return Recipe((*recipe.steps, Gray()), one)
+
+
+def _image_input(family: Family, signature: Signature) -> ImageInput:
+    shape = next(spec.shape for spec in signature.inputs if spec.name == family.image_input)
+    layout = "NHWC" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
+    return ImageInput(
+        family.image_input,
+        "NHWC" if layout == "NHWC" else "NCHW",
+        family.recipe.arithmetic,
+        family.recipe.output_size(),
+    )
+
+
+def _check_size(family: Family, signature: Signature) -> None:
+    """The preprocessing must end in the size that the file fixes."""
+    image = _image_input(family, signature)
+    shape = next(spec.shape for spec in signature.inputs if spec.name == image.name)
+    takes = shape[1:3] if image.layout == "NHWC" else shape[2:4]
+    gives = image.size
+    if gives and None not in takes and tuple(takes) != gives:
+        raise InvalidModel(
+            f"preprocess ends in pictures of {gives[0]}x{gives[1]} (height x width), and input {image.name!r} takes "
+            f"{takes[0]}x{takes[1]}",
+            hint="change the last step of preprocess in model.yaml",
+        )
+
+
+def _workers(bundle: Bundle, defaults: Defaults) -> Sequence[Workers]:
+    device = bundle.runtime.device or defaults.device
+    if isinstance(bundle.workers, tuple):
+        return [Workers(device=entry.device or device, count=entry.count) for entry in bundle.workers]
+    return [Workers(device=device, count=bundle.workers or defaults.workers)]
+
+
+def _load_options(bundle: Bundle, workers: Workers, defaults: Defaults, image: ImageInput) -> LoadOptions:
+    runtime = bundle.runtime
+    return LoadOptions(
+        image=image,
+        device=workers.device or "CPU",
+        precision=runtime.precision or defaults.precision,
+        contexts=workers.count,
+        max_batch_size=bundle.batching.max_batch_size,
+        batch_sizes=bundle.batching.sizes,
+        shapes=runtime.shapes,
+        cpu_operators=runtime.cpu_operators,
+        cache_dir=runtime.cache_dir or defaults.cache_dir,
+        options=runtime.options,
+    )
+
+
+def _pool(bundle: Bundle, name: str, engines: list[tuple[Engine, int]], family: Family) -> Pool:
+    batching = bundle.batching
+    options = PoolOptions(
+        max_queue_size=batching.max_queue_size,
+        max_queue_delay=batching.max_queue_delay_us / 1e6,
+        hang_timeout=batching.hang_timeout_ms / 1e3,
+    )
+    return Pool(bundle.name or name, engines, family.split, options)

@@ -1,0 +1,73 @@
+"""The `preprocess:` list of model.yaml: one-key maps, such as `- resize_short: 256`, as the steps of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from visionpool.errors import InvalidModel
+
+from visionpool_server.imaging.recipe import (
+    Arithmetic,
+    CenterCrop,
+    Gray,
+    Letterbox,
+    Pad,
+    PadToStride,
+    Recipe,
+    Resize,
+    ResizeShort,
+    Step,
+)
+
+STEPS: dict[str, type[Step]] = {
+    "resize": Resize,
+    "resize_short": ResizeShort,
+    "center_crop": CenterCrop,
+    "letterbox": Letterbox,
+    "pad": Pad,
+    "pad_to_stride": PadToStride,
+    "gray": Gray,
+}
+_NORMALIZE = "normalize"
+
+
+def recipe_from(items: Sequence[Mapping[str, Any]]) -> Recipe:
+    """The recipe that a `preprocess:` list says. Raises InvalidModel, naming the step and what it allows."""
+    steps: list[Step] = []
+    arithmetic = Arithmetic()
+    for index, item in enumerate(items):
+        if len(item) != 1:
+            raise InvalidModel(f"preprocess[{index}] is one step: a map with one key, not {dict(item)}")
+        name, value = next(iter(item.items()))
+        if name == _NORMALIZE:
+            arithmetic = cast(Arithmetic, _build(Arithmetic, value, f"preprocess[{index}].{name}"))
+        elif name in STEPS:
+            steps.append(cast(Step, _build(STEPS[name], value, f"preprocess[{index}].{name}")))
+        else:
+            raise InvalidModel(
+                f"preprocess[{index}]: unknown step {name!r}",
+                hint=f"allowed: {', '.join([*STEPS, _NORMALIZE])}",
+            )
+    return Recipe(tuple(steps), arithmetic)
+
+
+def _build(kind: type, value: Any, where: str) -> Any:
+    """A step from its map, or from the bare value of its first field."""
+    names = [field.name for field in fields(kind)]
+    data = dict(value) if isinstance(value, Mapping) else {names[0]: value} if names and value is not None else {}
+    if unknown := set(data) - set(names):
+        raise InvalidModel(f"{where}: unknown key {', '.join(sorted(unknown))}", hint=f"allowed: {', '.join(names)}")
+    if isinstance(data.get("size"), int) and "size" in names and kind is not ResizeShort:
+        data["size"] = (data["size"], data["size"])
+    for name in ("mean", "std"):
+        if isinstance(data.get(name), (int, float)):
+            data[name] = (data[name],) * 3
+    try:
+        return TypeAdapter(with_config(ConfigDict(extra="forbid"))(kind)).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise InvalidModel(f"{where}.{path}: {first['msg']}") from error

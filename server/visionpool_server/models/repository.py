@@ -1,0 +1,66 @@
+"""The models being served, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from visionpool.errors import InvalidModel, ModelNotFound, SetupError
+
+from visionpool_server.models.files import ModelFiles, find_models
+from visionpool_server.models.loader import Defaults, Model, load_model
+
+
+class Repository:
+    """Holds running models. `add` starts one, `close` stops all."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Model] = {}
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(list(self._models.values()))
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def get(self, name: str, version: str | None = None) -> Model:
+        """Raises ModelNotFound, naming what there is."""
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound(f"no model {name!r}", hint=f"served: {', '.join(self._models) or 'none'}")
+        if version is not None and version != model.version:
+            raise ModelNotFound(f"{name} has no version {version!r}", hint=f"served: version {model.version}")
+        return model
+
+    def add(self, model: Model) -> None:
+        if model.name in self._models:
+            raise InvalidModel(
+                f"two models are called {model.name!r}",
+                hint="give one of them another name: in its model.yaml",
+            )
+        model.pool.start()
+        self._models[model.name] = model
+
+    def close(self) -> None:
+        while self._models:
+            _, model = self._models.popitem()
+            model.pool.close()
+
+
+def locate(paths: Iterable[Path]) -> list[ModelFiles]:
+    """All models at these paths. Raises InvalidModel for a path without one."""
+    return [files for path in paths for files in find_models(path)]
+
+
+def load_all(found: Iterable[ModelFiles], defaults: Defaults) -> Iterator[Model]:
+    """Loads one after the other; all broken ones are named in one error at the end."""
+    broken: list[SetupError] = []
+    for files in found:
+        try:
+            yield load_model(files, defaults)
+        except SetupError as error:
+            broken.append(error)
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        raise InvalidModel("; ".join(str(error) for error in broken))

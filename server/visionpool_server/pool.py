@@ -1,0 +1,177 @@
+"""The workers of one model: started, watched, replaced. They pull from one queue, whatever device each runs on.
+
+A worker that dies, or does not come back from a batch in time, is replaced by a fresh clone; its pictures go back to the
+front of the queue once, and fail the second time, so that a picture that kills workers cannot kill them for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Condition, Thread
+
+from visionpool.errors import InferenceFailed, QueueFull, Unavailable
+
+from visionpool_server.backends import Engine
+from visionpool_server.batching import Job, JobQueue
+from visionpool_server.worker import Split, Worker
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 2
+_RESTART_DELAY = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    max_queue_size: int = 128
+    max_queue_delay: float = 0.0  # seconds
+    hang_timeout: float = 60.0  # seconds
+
+
+class Pool:
+    """`start()` it before `submit()`, `close()` it after."""
+
+    def __init__(
+        self,
+        name: str,
+        engines: Sequence[tuple[Engine, int]],
+        split: Split,
+        options: PoolOptions = PoolOptions(),
+    ) -> None:
+        self.name = name
+        self.engines = tuple(engines)  # each with its count of workers
+        self.options = options
+        self.restarts = 0
+        self._split = split
+        self._queue = JobQueue(options.max_queue_size)
+        self._workers: list[Worker] = []
+        self._exited: list[Worker] = []
+        self._changed = Condition()
+        self._closing = False
+        self._admitted = 0
+        self._rate = _Rate()
+        self._supervisor = Thread(target=self._supervise, name=f"{name}-supervisor", daemon=True)
+
+    @property
+    def slots(self) -> int:
+        """How many batches run at once."""
+        return sum(count for _, count in self.engines)
+
+    def start(self) -> None:
+        for engine, count in self.engines:
+            for _ in range(count):
+                self._start_worker(engine)
+        self._supervisor.start()
+
+    def admit(self) -> None:
+        """Takes a place for one picture before anything is spent on it. Raises QueueFull, with a time to come back.
+
+        A place is a slot of the queue or of a running batch; whoever took one gives it back by `release`.
+        """
+        running = sum(engine.max_batch_size * count for engine, count in self.engines)
+        with self._changed:
+            if self._closing:
+                raise Unavailable("the model is being unloaded")
+            if self._admitted >= self.options.max_queue_size + running:
+                raise QueueFull(
+                    f"{self.name}: {self._admitted} pictures are waiting already",
+                    hint="come back after the time in Retry-After, or raise batching.max_queue_size",
+                    retry_after=self._rate.seconds_for(self._admitted),
+                )
+            self._admitted += 1
+
+    def release(self) -> None:
+        with self._changed:
+            self._admitted -= 1
+            self._rate.count(busy=self._admitted > 0)
+
+    def submit(self, job: Job) -> None:
+        """Queues a job; its future gets what its `finish` returns. Raises QueueFull, Unavailable."""
+        self._queue.put(job)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Lets the workers finish what is queued, for `timeout` seconds; what is left then fails as Unavailable."""
+        with self._changed:
+            self._closing = True
+        self._queue.close()
+        until = time.monotonic() + timeout
+        for worker in list(self._workers):
+            worker.join(max(0.0, until - time.monotonic()))
+        with self._changed:
+            self._changed.notify_all()
+        for job in self._queue.drain():
+            job.fail(Unavailable("the model was unloaded"))
+        self._supervisor.join(1.0)
+        for engine, _ in self.engines:
+            engine.close()
+
+    def _start_worker(self, engine: Engine) -> None:
+        worker = Worker(
+            f"{self.name}-{len(self._workers)}-{self.restarts}",
+            engine,
+            self._queue,
+            self._split,
+            self._exit,
+            max_delay=self.options.max_queue_delay,
+        )
+        self._workers.append(worker)
+        worker.start()
+
+    def _exit(self, worker: Worker) -> None:
+        """Called on a worker's thread as it ends."""
+        with self._changed:
+            self._exited.append(worker)
+            self._changed.notify_all()
+
+    def _supervise(self) -> None:
+        while True:
+            with self._changed:
+                if not self._exited and not self._closing:
+                    self._changed.wait(self.options.hang_timeout / 4)
+                exited, self._exited = self._exited, []
+            if self._closing:
+                return
+            for worker in exited:
+                if not worker.jobs:
+                    time.sleep(_RESTART_DELAY)  # it could not even start: do not spin
+                self._replace(worker, "died")
+            for worker in list(self._workers):
+                if worker.busy_since and time.monotonic() - worker.busy_since > self.options.hang_timeout:
+                    self._replace(worker, f"did not answer for {self.options.hang_timeout:g} s")
+
+    def _replace(self, worker: Worker, why: str) -> None:
+        if worker.abandoned or worker not in self._workers:
+            return
+        worker.abandoned = True
+        self._workers.remove(worker)
+        self.restarts += 1
+        jobs = list(worker.jobs)
+        log.error("worker %s %s with %d pictures in hand: replaced", worker.name, why, len(jobs))
+        again = [job for job in jobs if job.attempts < _ATTEMPTS]
+        for job in jobs:
+            if job.attempts >= _ATTEMPTS:
+                job.fail(InferenceFailed(f"a worker {why} on this picture, twice"))
+        self._queue.put_back(again)
+        self._start_worker(worker.engine)
+
+
+class _Rate:
+    """How many pictures leave in a second, smoothed over about the last 32."""
+
+    def __init__(self) -> None:
+        self._interval = 0.05
+        self._last = 0.0
+
+    def count(self, *, busy: bool) -> None:
+        """One left; `busy`: others are still there, so that the time until the next one counts."""
+        now = time.monotonic()
+        if self._last:
+            self._interval += (now - self._last - self._interval) / 32
+        self._last = now if busy else 0.0
+
+    def seconds_for(self, pictures: int) -> float:
+        """How long so many pictures take, at least 0.05 s and at most a minute."""
+        return min(60.0, max(0.05, self._interval * pictures))

@@ -1,0 +1,131 @@
+"""Every flag of `visionpool serve`, each with its twin in the environment: the only place that declares them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from visionpool_server.backends import Precision
+from visionpool_server.models.loader import Defaults
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+_SERVER, _MODELS, _LIMITS = "Server", "Models (what a model.yaml says wins)", "Limits"
+
+HostFlag = Annotated[
+    str,
+    typer.Option("--host", envvar="VISIONPOOL_HOST", help="Address to listen on.", rich_help_panel=_SERVER),
+]
+HttpPortFlag = Annotated[
+    int,
+    typer.Option(envvar="VISIONPOOL_HTTP_PORT", min=0, max=65535, help="0 picks a free one.", rich_help_panel=_SERVER),
+]
+GrpcPortFlag = Annotated[
+    int,
+    typer.Option(
+        envvar="VISIONPOOL_GRPC_PORT",
+        min=0,
+        max=65535,
+        help="Kept for gRPC, which this version does not serve yet.",
+        rich_help_panel=_SERVER,
+    ),
+]
+LogLevelFlag = Annotated[LogLevel, typer.Option(envvar="VISIONPOOL_LOG_LEVEL", rich_help_panel=_SERVER)]
+DeviceFlag = Annotated[
+    str,
+    typer.Option(
+        envvar="VISIONPOOL_DEVICE",
+        help="CPU, GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU (OpenVINO); cuda:0 (onnxruntime).",
+        rich_help_panel=_MODELS,
+    ),
+]
+WorkersFlag = Annotated[
+    int | None,
+    typer.Option(
+        envvar="VISIONPOOL_WORKERS",
+        min=1,
+        max=256,
+        help="Inferences at once, for each model; unset: what its device runs best.",
+        rich_help_panel=_MODELS,
+    ),
+]
+PrecisionFlag = Annotated[
+    Precision | None,
+    typer.Option(
+        envvar="VISIONPOOL_PRECISION",
+        help="Unset: f32 on the CPU, elsewhere the device's own.",
+        rich_help_panel=_MODELS,
+    ),
+]
+BackendFlag = Annotated[
+    str | None,
+    typer.Option(
+        envvar="VISIONPOOL_BACKEND", help="openvino or onnxruntime; unset: openvino.", rich_help_panel=_MODELS
+    ),
+]
+CacheDirFlag = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="VISIONPOOL_CACHE_DIR",
+        help="Keeps compiled models, for a fast next start.",
+        rich_help_panel=_MODELS,
+    ),
+]
+MaxPixelsFlag = Annotated[
+    int,
+    typer.Option(
+        envvar="VISIONPOOL_MAX_PIXELS",
+        min=1,
+        help="Larger pictures are refused before they are decoded.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+MaxBodyFlag = Annotated[
+    int,
+    typer.Option(
+        "--max-body-mb",
+        envvar="VISIONPOOL_MAX_BODY_MB",
+        min=1,
+        help="Larger request bodies are refused.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+BodyTimeoutFlag = Annotated[
+    float,
+    typer.Option(
+        envvar="VISIONPOOL_BODY_TIMEOUT",
+        min=0.1,
+        help="Seconds that a client may take to send its request.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+AllowUrlsFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-urls",
+        envvar="VISIONPOOL_ALLOW_URLS",
+        help="Prefix of picture URLs that the server may fetch for a caller, such as https://img.example.com/. "
+        "May be given again. None: URLs are refused.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a server is started with. `models` empty: the embedded demo models."""
+
+    models: tuple[Path, ...] = ()
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    log_level: str = "info"
+    defaults: Defaults = field(default_factory=Defaults)
+    max_pixels: int = 50_000_000
+    max_body_bytes: int = 64 * 2**20
+    body_timeout: float = 30.0  # seconds
+    allow_urls: tuple[str, ...] = ()
