@@ -65,15 +65,11 @@ class Client:
         """
         return self._run(operations.predict(model, picture, options, self._patience))
 
-    def predict_many(
-        self, model: str, pictures: Iterable[Picture], **options: Unpack[Options]
-    ) -> list[Result]:
+    def predict_many(self, model: str, pictures: Iterable[Picture], **options: Unpack[Options]) -> list[Result]:
         """One result per picture, in their order, by one request, which fails where one of them does."""
         return self._run(operations.predict_many(model, pictures, options, self._patience))
 
-    def predict_full(
-        self, model: str, pictures: Picture | Sequence[Picture], **options: Unpack[Options]
-    ) -> Prediction:
+    def predict_full(self, model: str, pictures: Picture | Sequence[Picture], **options: Unpack[Options]) -> Prediction:
         """All that the server answers: the results with the model's version and the time each stage took."""
         return self._run(operations.predict_full(model, pictures, options, self._patience))
 
@@ -169,9 +165,7 @@ class AsyncClient:
         """See `Client.predict`."""
         return await self._run(operations.predict(model, picture, options, self._patience))
 
-    async def predict_many(
-        self, model: str, pictures: Iterable[Picture], **options: Unpack[Options]
-    ) -> list[Result]:
+    async def predict_many(self, model: str, pictures: Iterable[Picture], **options: Unpack[Options]) -> list[Result]:
         """See `Client.predict_many`."""
         return await self._run(operations.predict_many(model, pictures, options, self._patience))
 

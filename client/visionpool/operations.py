@@ -26,9 +26,7 @@ class Options(TypedDict, total=False):
     classes: str | Iterable[str | int] | None  # only these, by name or number; a string is comma-separated
     max_detections: int | None  # so many objects at most, the best ones
     color: Color  # the order of an array's channels: "bgr" (the default, as cv2.imread gives them) or "rgb"
-    timeout: (
-        float | None
-    )  # seconds for the whole call; the server is told, and drops what would come too late
+    timeout: float | None  # seconds for the whole call; the server is told, and drops what would come too late
 
 
 def predict(model: str, picture: Picture, options: Options, patience: Patience) -> Steps[Result]:
@@ -36,9 +34,7 @@ def predict(model: str, picture: Picture, options: Options, patience: Patience) 
     return prediction.results[0]
 
 
-def predict_many(
-    model: str, pictures: Iterable[Picture], options: Options, patience: Patience
-) -> Steps[list[Result]]:
+def predict_many(model: str, pictures: Iterable[Picture], options: Options, patience: Patience) -> Steps[list[Result]]:
     listed = _listed(pictures)
     if not listed:
         return []
@@ -147,9 +143,7 @@ def _comma_separated(classes: str | Iterable[str | int]) -> str:
     names = [str(name) for name in classes]
     for name in names:
         if "," in name:
-            raise errors.InvalidOption(
-                f"the class {name!r} has a comma in it", hint="give its number instead"
-            )
+            raise errors.InvalidOption(f"the class {name!r} has a comma in it", hint="give its number instead")
     return ",".join(names)
 
 

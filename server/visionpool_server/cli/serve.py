@@ -31,7 +31,7 @@ def serve(
         typer.Argument(
             envvar="VISIONPOOL_MODELS",
             show_default=False,
-            metavar="[MODEL|FOLDER|REPOSITORY]...",
+            metavar="MODEL|FOLDER|REPOSITORY",
             help="Model files, folders with one model, or folders of those. None: the embedded demo models.",
         ),
     ] = None,

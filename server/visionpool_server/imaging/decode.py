@@ -102,9 +102,7 @@ def _imdecode(data: bytes | memoryview, header: Header) -> NDArray[Any]:
             raise UnsupportedMedia(
                 f"{header.format} is not read by the OpenCV of this server", hint="send it as JPEG or PNG"
             )
-        raise InvalidImage(
-            f"the {header.format} is truncated or corrupt", hint="open it in a viewer and save it again"
-        )
+        raise InvalidImage(f"the {header.format} is truncated or corrupt", hint="open it in a viewer and save it again")
     if pixels.shape[:2] != (header.height, header.width):
         raise corrupt(header.format, "its data and its header disagree about the size")
     return pixels

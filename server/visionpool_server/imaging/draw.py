@@ -22,7 +22,7 @@ from visionpool.results import (
     SegmentationResult,
 )
 
-from visionpool_server.imaging.lettering import Picture, Style, blend, color_of
+from visionpool_server.imaging.lettering import Picture, Style, color_of
 from visionpool_server.imaging.outlines import around, outline_of, pixel_of, put_dot, put_lines, put_mask
 from visionpool_server.imaging.tags import Row, put_panel, put_tags, tag_for
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 _JPEG_SIDE = 65_500  # libjpeg's limit, in pixels
 _SEEN = 0.3  # the score from which a joint is shown: below it models guess what is hidden
-_OPACITY = 115  # of 255: the picture stays visible under a class's colour
+_TINT = 0.5  # how much of a class's colour is laid over the picture
 _ONE_KIND = 5  # the number whose colour lines of text, faces and landmarks take
 # Pairs of joints of a person, in the order of the 17 keypoints of the COCO data set.
 _SKELETON = (
@@ -66,7 +66,7 @@ def _detection(image: Picture, style: Style, result: DetectionResult) -> None:
             continue
         label_id = _item(result.label_ids, i, 0)
         color = color_of(label_id)
-        if i < len(result.masks):
+        if i < min(len(result.masks), len(result.boxes)):
             put_mask(image, style, result.masks[i], result.boxes[i], color)
         put_lines(image, style, outline, color, smooth=len(shape) > 4)
         text = _scored(_item(result.labels, i, f"#{label_id}"), _item(result.scores, i, None))
@@ -77,27 +77,23 @@ def _detection(image: Picture, style: Style, result: DetectionResult) -> None:
 def _classification(image: Picture, style: Style, result: ClassifyResult) -> None:
     names = [_item(result.labels, i, f"#{label_id}") for i, label_id in enumerate(result.label_ids)]
     known = zip(names, result.scores, result.label_ids, strict=False)
-    put_panel(image, style, [Row(name, f"{score:.2f}", score, color_of(i)) for name, score, i in known])
+    put_panel(image, style, [Row(name, score, color_of(i)) for name, score, i in known])
 
 
 def _segmentation(image: Picture, style: Style, result: SegmentationResult) -> None:
     """Each class but a background in its colour, and a panel of the classes with their shares of the area."""
     if not result.label_map or len(result.label_map) != result.shape[0] * result.shape[1]:
         return
-    size = image.shape[1], image.shape[0]
-    labels = cv2.resize(np.array(result.label_map, np.int32).reshape(result.shape), size, interpolation=0)
-    ids, counts = np.unique(labels, return_counts=True)
-    rows = []
-    for label_id, count in sorted(zip(ids.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]):
-        name = _item(result.labels, label_id, f"#{label_id}")
-        if "background" in name.lower():
-            continue
-        blend(
-            image, np.where(labels == label_id, np.uint8(_OPACITY), np.uint8(0)), (0, 0), color_of(label_id)
-        )
-        share = count / labels.size
-        rows.append(Row(name, f"{share:.0%}", share, color_of(label_id)))
-    put_panel(image, style, rows)
+    labels = np.array(result.label_map, np.int32).reshape(result.shape)
+    sized = cv2.resize(labels, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)
+    ids, places, counts = np.unique(sized, return_inverse=True, return_counts=True)
+    names = [_item(result.labels, label_id, f"#{label_id}") for label_id in ids.tolist()]
+    shown = np.array(["background" not in name.lower() for name in names])
+    tint = np.array([color_of(label_id) for label_id in ids.tolist()], np.uint8)[places.reshape(sized.shape)]
+    mixed = cv2.addWeighted(image, 1 - _TINT, tint, _TINT, 0)
+    np.copyto(image, mixed, where=shown[places.reshape(*sized.shape, 1)])
+    best = sorted(np.flatnonzero(shown).tolist(), key=lambda i: -int(counts[i]))
+    put_panel(image, style, [Row(names[i], counts[i] / sized.size, color_of(int(ids[i]))) for i in best])
 
 
 def _ocr(image: Picture, style: Style, result: OCRResult) -> None:
@@ -151,7 +147,7 @@ _DRAWERS: dict[type[Result], Callable[[Picture, Style, Any], None]] = {
 
 def _item(values: Sequence[T], i: int, default: D) -> T | D:
     """Item `i` where there is one: results may leave out parallel fields, such as labels."""
-    return values[i] if i < len(values) else default
+    return values[i] if 0 <= i < len(values) else default
 
 
 def _scored(name: str, score: float | None) -> str:

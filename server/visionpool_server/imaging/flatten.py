@@ -29,9 +29,7 @@ def flatten(pixels: NDArray[Any], header: Header) -> NDArray[np.uint8]:
         return rgb
     if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:
         return _on_white(pixels, header.premultiplied)
-    opaque: NDArray[np.uint8] = cv2.cvtColor(
-        pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGB
-    )
+    opaque: NDArray[np.uint8] = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
     return opaque
 
 

@@ -25,7 +25,7 @@ BLACK: Color = (16, 16, 20)
 _UNICODE = int(cv2.__version__.split(".")[0]) >= 5
 _FONT, _SCALE, _STROKE = cv2.FONT_HERSHEY_DUPLEX, 2.0, 1 if _UNICODE else 3
 (_, _ASCENT), _DESCENT = cv2.getTextSize("Hg", _FONT, _SCALE, _STROKE)
-_LINE = _ASCENT + _DESCENT  # pixels of a line of text at _SCALE
+_LINE: int = _ASCENT + _DESCENT  # pixels of a line of text at _SCALE
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,10 @@ def color_of(label_id: int) -> Color:
 
 
 def readable_on(color: Color) -> Color:
-    """Black or white, whichever reads better on `color` (luma of ITU-R BT.601)."""
-    red, green, blue = color
-    return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else WHITE
+    """White where its contrast to `color` is at least 3:1, black otherwise (WCAG 2.2, 1.4.3)."""
+    red, green, blue = ((value / 255) ** 2.2 for value in color)
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return WHITE if 1.05 / (luminance + 0.05) >= 3 else BLACK
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -26,6 +26,7 @@ from visionpool_server.imaging.lettering import (
     write,
 )
 
+_COVERED = 0.3  # the share of a picture that tags may cover
 _ROWS = 5  # of a panel at most: it is a summary
 
 
@@ -54,14 +55,22 @@ def tag_for(image: Picture, style: Style, text: str, color: Color, box: Span) ->
     return Tag(text, color, tuple(places) or (nearest,), (across, down))
 
 
-def put_tags(image: Picture, style: Style, tags: Iterable[Tag]) -> None:
-    """Draws tags, the most important first in `tags`: each where it hides the others least."""
+def put_tags(image: Picture, style: Style, tags: Sequence[Tag]) -> None:
+    """Draws tags, the most important first in `tags`: each where the fewest others are, and below better ones.
+
+    A small picture gets the first few only: it would be hidden under them.
+    """
+    room = image.shape[0] * image.shape[1] * _COVERED
     taken: list[Span] = []
     for tag in tags:
+        room -= tag.size[0] * tag.size[1]
+        if room < 0 and taken:
+            break
         spans = [(x, y, x + tag.size[0], y + tag.size[1]) for x, y in tag.places]
         taken.append(min(spans, key=lambda span: _hidden(span, taken)))  # the first of equals
-        fill(image, taken[-1], tag.color)
-        corner = taken[-1][0] + style.pad, taken[-1][1] + style.pad // 2
+    for tag, span in reversed(list(zip(tags, taken, strict=False))):
+        fill(image, span, tag.color)
+        corner = span[0] + style.pad, span[1] + style.pad // 2
         write(image, tag.text, corner, style.text, readable_on(tag.color))
 
 
@@ -76,19 +85,23 @@ def _hidden(span: Span, others: Sequence[Span]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of a panel: a class, its value as text, and the length of its bar in 0..1."""
+    """A line of a panel: a class, and its score or share in 0..1."""
 
     name: str
-    value: str
     share: float
     color: Color
+
+    @property
+    def value(self) -> str:
+        """The share as people read it: 81%, 4.0%, 0.3%."""
+        return f"{self.share:.0%}" if self.share >= 0.0995 else f"{self.share:.1%}"
 
 
 def put_panel(image: Picture, style: Style, rows: Sequence[Row]) -> None:
     """Draws the first rows into the top left corner, as many as fit; none in a picture too small for one."""
     height, width = image.shape[:2]
     pad, bar = 2 * style.pad, max(2, style.text // 6)
-    step = style.text + bar + pad
+    step = style.text + style.pad // 2 + bar + pad
     rows = rows[: max(0, min(_ROWS, (height - 3 * pad) // step))]
     if not rows or width < 8 * style.text:
         return
@@ -97,7 +110,7 @@ def put_panel(image: Picture, style: Style, rows: Sequence[Row]) -> None:
     blend(image, _rounded(inner + 2 * pad, step * len(rows) + pad, pad, 175), (pad, pad), BLACK)
     for i, row in enumerate(rows):
         top = 2 * pad + i * step
-        _put_row(image, style, row, (2 * pad, top, 2 * pad + inner, top + style.text + bar))
+        _put_row(image, style, row, (2 * pad, top, 2 * pad + inner, top + step - pad))
 
 
 def _put_row(image: Picture, style: Style, row: Row, span: Span) -> None:
@@ -107,9 +120,9 @@ def _put_row(image: Picture, style: Style, row: Row, span: Span) -> None:
     name = shortened(printable(row.name), style.text, right - left - value - style.pad)
     write(image, name, (left, top), style.text, WHITE)
     write(image, row.value, (right - value, top), style.text, WHITE)
-    length = round((right - left) * min(max(row.share, 0.0), 1.0))
-    fill(image, (left, top + style.text, right, bottom), WHITE, opacity=0.2)
-    fill(image, (left, top + style.text, left + length, bottom), row.color)
+    length, bar = round((right - left) * min(max(0.0, row.share), 1.0)), top + style.text + style.pad // 2
+    fill(image, (left, bar, right, bottom), WHITE, opacity=0.2)
+    fill(image, (left, bar, left + length, bottom), row.color)
 
 
 def _rounded(width: int, height: int, radius: int, opacity: int) -> NDArray[np.uint8]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 from typing import TypeAlias
 
+from .av1 import largest_frame
 from .boxes import boxes
 from .header import Header, corrupt
+from .heif import MAX_ITEMS, coded_items
 
 NAME = "AVIF"
-MAX_ITEMS = 4096
 _ALPHA = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0"
 
 _Property: TypeAlias = tuple[bytes, int, int]  # type, where the content begins, where it ends
@@ -29,25 +30,30 @@ def read(view: memoryview) -> Header:
     EXIF does not turn an AVIF, `irot` and `imir` do (AVIF 1.1, section 4). OpenCV leaves both to us.
     """
     start, end = _find(view, 0, len(view), b"meta")
-    pitm, _ = _find(view, start + 4, end, b"pitm")
-    (primary,) = struct.unpack_from(">I" if view[pitm] else ">H", view, pitm + 4)
-    properties, own = _properties(view, *_find(view, start + 4, end, b"iprp"), primary)
+    meta = {kind: (at, stop) for kind, at, stop in boxes(view, start + 4, end)}
+    for kind in (b"pitm", b"iprp", b"iinf", b"iloc"):
+        if kind not in meta:
+            raise corrupt(NAME, f"its box {kind.decode()} is missing")
+    at, _ = meta[b"pitm"]
+    (primary,) = struct.unpack_from(">I" if view[at] else ">H", view, at + 4)
+    properties, own = _properties(view, *meta[b"iprp"], primary)
+    frames = [largest_frame(item) for item in coded_items(view, meta, b"av01")]
+    areas = [_area(view, at) for kind, at, _ in properties if kind == b"ispe"]
+    alpha = any(kind == b"auxC" and bytes(view[at + 4 : stop]) == _ALPHA for kind, at, stop in properties)
+    return _header(view, own, alpha, max(areas + frames, default=0))
+
+
+def _header(view: memoryview, own: list[_Property], alpha: bool, largest: int) -> Header:
+    """What the properties of the primary item say."""
     found = {kind: at for kind, at, _ in reversed(own)}
     if b"ispe" not in found:
         raise corrupt(NAME, "it does not tell its size")
     width, height = struct.unpack_from(">II", view, found[b"ispe"] + 4)
     turn = view[found[b"irot"]] & 3 if b"irot" in found else 0
     mirror = view[found[b"imir"]] & 1 if b"imir" in found else None
-    flags = view[found[b"av1C"] + 2] if b"av1C" in found else 0
-    return Header(
-        NAME,
-        width,
-        height,
-        _ORIENTATION[turn, mirror],
-        raw=any(kind == b"auxC" and bytes(view[at + 4 : stop]) == _ALPHA for kind, at, stop in properties),
-        depth=(12 if flags & 0x20 else 10) if flags & 0x40 else 8,  # AV1-ISOBMFF 2.3.3
-        largest=max(_area(view, at) for kind, at, _ in properties if kind == b"ispe"),
-    )
+    flags = view[found[b"av1C"] + 2] if b"av1C" in found else 0  # high_bitdepth, twelve_bit: AV1-ISOBMFF 2.3.3
+    depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+    return Header(NAME, width, height, _ORIENTATION[turn, mirror], raw=alpha, depth=depth, largest=largest)
 
 
 def first_frame(view: memoryview) -> bytes | memoryview:

@@ -18,7 +18,8 @@ MAX_ENTRIES = 4096
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _TURN, _SAMPLES = 256, 257, 258, 259, 262, 274, 277
 _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _SAMPLE_FORMAT, _XMP = 322, 323, 338, 339, 700
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_WHITE_IS_ZERO, _GREY, _RGB, _CMYK = 0, 1, 2, 5
+_WHITE_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 2, 3, 5
+_ODD_BITS = (10, 12, 14)  # OpenCV shifts them up to 16, only with IMREAD_UNCHANGED, and leaves 0 what it was
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha in ExtraSamples
 _HINT = "save it as an 8-bit RGB TIFF or as PNG"
 
@@ -83,10 +84,10 @@ def read(view: memoryview) -> Header:
         width,
         height,
         1 if _TURN in fields else valid(xmp_orientation(fields.bytes(_XMP)) or 1),
-        raw=alpha or bits in (10, 12, 14),
+        raw=alpha or bits in _ODD_BITS,
         # libtiff multiplies 8-bit colours by an unassociated alpha; 16-bit samples come as they are stored.
         premultiplied=extra == _ASSOCIATED or (extra == _UNASSOCIATED and bits == 8),
-        inverted=photometric == _WHITE_IS_ZERO and bits > 8,
+        inverted=photometric == _WHITE_IS_ZERO and bits in _ODD_BITS,
         largest=fields.number(_TILE_WIDTH, 0) * fields.number(_TILE_HEIGHT, 0),
     )
 
@@ -98,7 +99,7 @@ def _check_kind(fields: _Directory, bits: int, samples: int, photometric: int) -
         reason = f"with {bits}-bit signed or floating point samples (measurements rather than a picture)"
     elif fields.number(_COMPRESSION, 1) == 6:
         reason = "with old-style JPEG compression"
-    elif bits not in (1, 8, 10, 12, 14, 16) and not (bits == 4 and photometric == 3):
+    elif bits not in (1, 8, 16, *_ODD_BITS) and not (bits == 4 and photometric == _PALETTE):
         reason = f"with {bits} bits a sample"
     elif samples > 4 or (samples == 2 and fields.number(_EXTRA, 0) != 0):
         reason = f"with {samples} samples a pixel"
