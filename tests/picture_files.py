@@ -17,6 +17,19 @@ from PIL import Image, ImageOps
 
 Fields = dict[int, tuple[int, list[int]]]  # TIFF tag -> (type, values)
 
+WRITABLE: dict[str, tuple[str, tuple[str, ...]]] = {  # our name -> (Pillow's name, modes it writes that we read)
+    "JPEG": ("JPEG", ("RGB", "L", "CMYK")),
+    "PNG": ("PNG", ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")),
+    "WebP": ("WEBP", ("RGB", "RGBA")),
+    "BMP": ("BMP", ("RGB", "RGBA", "L", "P", "1")),
+    "TIFF": ("TIFF", ("RGB", "RGBA", "L", "P", "1", "I;16", "CMYK")),
+    "GIF": ("GIF", ("RGB", "L", "P", "1")),
+    "AVIF": ("AVIF", ("RGB", "RGBA", "L")),
+    "JPEG 2000": ("JPEG2000", ("RGB", "RGBA", "L", "I;16")),
+}
+EVERY = [(name, kind, mode) for name, (kind, modes) in WRITABLE.items() for mode in modes]
+BYTES_8 = {258: (3, [8, 8, 8]), 262: (3, [2]), 277: (3, [3])}  # a TIFF of 8-bit RGB
+
 WIDTH, HEIGHT = 37, 23  # odd numbers: rows get padding, chroma gets half pixels
 
 
@@ -150,3 +163,23 @@ def riff(*chunks: tuple[bytes, bytes]) -> bytes:
         name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) & 1) for name, data in chunks
     )
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def grey_tiff(bits: int, photometric: int, pixels: bytes) -> bytes:
+    return tiff((8, 5), {258: (3, [bits]), 262: (3, [photometric]), 277: (3, [1])}, pixels)
+
+
+def jpeg_2000(mode: str, bits: int) -> bytes:
+    """8-bit samples under a header of `bits`: the decoder adds another middle (15444-1 G.1.2), 2^(bits - 1)."""
+    data, channels = bytearray(saved(scene(mode), "JPEG2000")), len(mode)
+    data[data.index(b"ihdr") + 14] = bits - 1
+    at = data.index(b"\xff\x4f\xff\x51") + 42
+    data[at : at + 3 * channels : 3] = bytes([bits - 1]) * channels
+    return bytes(data)
+
+
+def plain(size: tuple[int, int], channels: int, *, kind: str = "B") -> bytes:
+    """Samples that differ from each other, row by row without padding."""
+    count = size[0] * size[1] * channels
+    values = (np.arange(count) * 7919) % (256 if kind == "B" else 65536)
+    return struct.pack(f"<{count}{kind}", *values)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
+import cv2
 import uvicorn
 from visionpool.errors import InvalidSetting, SetupError
 
@@ -21,6 +24,8 @@ from visionpool_server.service import Service
 from visionpool_server.settings import Settings
 
 log = logging.getLogger(__name__)
+
+cv2.setNumThreads(1)  # the stage threads are the parallelism: OpenCV's own would only compete with them
 
 DEMO_MODELS = Path(__file__).parent / "demo"
 _GRACE = 30  # seconds that requests in flight get when the server stops
@@ -52,11 +57,12 @@ class App:
         limits = BodyLimits(self._settings.max_body_bytes, self._settings.body_timeout)
         urls = UrlFetcher(self._settings.allow_urls, limits.max_bytes)
         http = build_http(self._service, limits, urls, lambda: self._ready)
-        server = uvicorn.Server(
+        server = _Server(
             uvicorn.Config(
                 http,
                 http="httptools",
                 access_log=False,
+                proxy_headers=False,  # nothing here asks who the client is
                 log_config=None,
                 server_header=False,
                 timeout_graceful_shutdown=_GRACE,
@@ -68,6 +74,7 @@ class App:
             for model in load_all(found, self._settings.defaults):
                 self._models.add(model)
                 self._on_loaded(model)
+            self._models.loading = False
             self._ready = True
             self._on_ready(_url(host, port))
 
@@ -82,6 +89,7 @@ class App:
 
     async def _serve(self, server: uvicorn.Server, listener: socket.socket, load: Callable[[], None]) -> None:
         """Answers /health from the start, while the models are still loading on a thread of their own."""
+        self._models.loading = True
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await asyncio.to_thread(load)
@@ -90,6 +98,14 @@ class App:
             server.should_exit = True
         await serving
         self._ready = False
+
+
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  a handler's signature
+        """Stops in order, and on a second Ctrl-C at once. uvicorn's own would raise the signal again when it is done,
+        and so end the process before the models are closed, and with the status of a crash."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The queue between the stages and the workers: bounded, first come first served, batches formed by whoever pulls.
 
-A job is one prepared picture. Each carries its own future: one caller's exit, error or deadline never touches the
-others of its batch.
+A job is one picture. Each carries its own future: one caller's exit, error or deadline never touches the others of its
+batch.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,20 +16,28 @@ from threading import Condition
 from typing import Any
 
 from numpy.typing import NDArray
-from visionpool.errors import DeadlineExceeded, QueueFull, Unavailable
+from visionpool.errors import DeadlineExceeded, InternalError, QueueFull, Unavailable, VisionpoolError
+
+log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, NDArray[Any]]
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One picture on its way: tensors in (no batch dimension), `finish(outputs)` out, called on the worker's thread."""
+    """One picture on its way: tensors in (no batch dimension), `finish(outputs)` out, called on the worker's thread.
+
+    With `prepare`, the tensors are still to be made: `ready()` calls it once, on whichever thread comes first.
+    """
 
     tensors: Tensors
     finish: Callable[[Tensors], Any]
     deadline: float = float("inf")  # on time.monotonic()'s clock
     future: Future[Any] = field(default_factory=Future)
+    prepare: Callable[[Job], None] | None = None  # sets `tensors` and `finish`; what it raises is the answer
     queued_at: float = 0.0
+    decode_s: float = 0.0
+    prepare_s: float = 0.0
     queue_s: float = 0.0
     infer_s: float = 0.0
     finish_s: float = 0.0
@@ -48,6 +57,22 @@ class Job:
             self.fail(DeadlineExceeded("the deadline passed while the picture waited in the queue"))
             return False
         self.attempts += 1
+        return True
+
+    def ready(self) -> bool:
+        """Makes the tensors where that is still to be done; False where it failed, and the caller has been told."""
+        if self.prepare is None:
+            return True
+        try:
+            self.prepare(self)
+        except VisionpoolError as error:
+            self.fail(error)
+            return False
+        except Exception as error:
+            log.error("preparing a picture failed", exc_info=error)
+            self.fail(InternalError("the picture could not be prepared", hint="the server's log has the reason"))
+            return False
+        self.prepare = None
         return True
 
     def resolve(self, value: Any) -> None:
@@ -84,9 +109,17 @@ class JobQueue:
             if self._closed:
                 raise Unavailable("the model is being unloaded")
             if len(self._jobs) >= self.limit:
+                self._drop_done()
+            if len(self._jobs) >= self.limit:
                 raise QueueFull(f"{self.limit} pictures are waiting already")
             self._jobs.append(job)
             self._changed.notify()
+
+    def _drop_done(self) -> None:
+        """What was cancelled while all workers are busy must not take up room."""
+        left = [job for job in self._jobs if not job.future.done()]
+        self._jobs.clear()
+        self._jobs.extend(left)
 
     def put_back(self, jobs: list[Job]) -> None:
         """Jobs of a worker that was lost: to the front, whatever the limit."""

@@ -16,6 +16,7 @@ from visionpool.errors import InferenceFailed, QueueFull, Unavailable
 
 from visionpool_server.backends import Engine
 from visionpool_server.batching import Job, JobQueue
+from visionpool_server.cpu import cpu_count
 from visionpool_server.worker import Split, Worker
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class Pool:
         self.options = options
         self.restarts = 0
         self._split = split
-        self._queue = JobQueue(options.max_queue_size)
+        self._places = options.max_queue_size + sum(engine.max_batch_size * count for engine, count in engines)
+        self._queue = JobQueue(self._places)  # who was admitted is not refused here, after its picture was decoded
         self._workers: list[Worker] = []
         self._exited: list[Worker] = []
         self._changed = Condition()
@@ -54,6 +56,15 @@ class Pool:
         self._admitted = 0
         self._rate = _Rate()
         self._supervisor = Thread(target=self._supervise, name=f"{name}-supervisor", daemon=True)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the workers decode and prepare themselves: when they take picture by picture, each on its own core.
+
+        Then stage threads would only compete with them for the cores. In all other cases pictures are prepared ahead.
+        """
+        alone = all(engine.max_batch_size == 1 and engine.on_cpu for engine, _ in self.engines)
+        return alone and self.slots >= cpu_count()
 
     @property
     def slots(self) -> int:
@@ -71,11 +82,10 @@ class Pool:
 
         A place is a slot of the queue or of a running batch; whoever took one gives it back by `release`.
         """
-        running = sum(engine.max_batch_size * count for engine, count in self.engines)
         with self._changed:
             if self._closing:
                 raise Unavailable("the model is being unloaded")
-            if self._admitted >= self.options.max_queue_size + running:
+            if self._admitted >= self._places:
                 raise QueueFull(
                     f"{self.name}: {self._admitted} pictures are waiting already",
                     hint="come back after the time in Retry-After, or raise batching.max_queue_size",
@@ -94,17 +104,17 @@ class Pool:
 
     def close(self, timeout: float = 10.0) -> None:
         """Lets the workers finish what is queued, for `timeout` seconds; what is left then fails as Unavailable."""
+        until = time.monotonic() + timeout
         with self._changed:
             self._closing = True
-        self._queue.close()
-        until = time.monotonic() + timeout
-        for worker in list(self._workers):
-            worker.join(max(0.0, until - time.monotonic()))
-        with self._changed:
             self._changed.notify_all()
-        for job in self._queue.drain():
+        self._queue.close()
+        self._supervisor.join(timeout)  # first: it may be replacing a worker
+        for worker in self._workers:
+            worker.join(max(0.0, until - time.monotonic()))
+        in_hand = [job for worker in self._workers for job in worker.jobs]  # of those that hang, or died meanwhile
+        for job in [*in_hand, *self._queue.drain()]:
             job.fail(Unavailable("the model was unloaded"))
-        self._supervisor.join(1.0)
         for engine, _ in self.engines:
             engine.close()
 
@@ -135,11 +145,12 @@ class Pool:
             if self._closing:
                 return
             for worker in exited:
-                if not worker.jobs:
+                if not worker.jobs and not worker.abandoned:
                     time.sleep(_RESTART_DELAY)  # it could not even start: do not spin
                 self._replace(worker, "died")
             for worker in list(self._workers):
-                if worker.busy_since and time.monotonic() - worker.busy_since > self.options.hang_timeout:
+                since = worker.busy_since  # read once: the worker sets it to None when it is done
+                if since and time.monotonic() - since > self.options.hang_timeout:
                     self._replace(worker, f"did not answer for {self.options.hang_timeout:g} s")
 
     def _replace(self, worker: Worker, why: str) -> None:

@@ -18,7 +18,7 @@ from visionpool.results import Result
 
 from visionpool_server.batching import Job
 from visionpool_server.cpu import cpu_count
-from visionpool_server.families import NO_OPTIONS, Options
+from visionpool_server.families import NO_OPTIONS, Options, Tensors
 from visionpool_server.imaging.decode import decode
 from visionpool_server.imaging.recipe import Image
 from visionpool_server.models.loader import Model
@@ -55,59 +55,79 @@ class Service:
         """Raises RequestError for the caller's faults, QueueFull, DeadlineExceeded, InferenceFailed."""
         _check_options(model, ask.options)
         timeout = ask.timeout or model.bundle.batching.timeout_ms / 1000
-        deadline = time.monotonic() + timeout
+        entry = _Entry(model, picture, ask, self._max_pixels)
+        job = Job({}, _not_prepared, time.monotonic() + timeout, prepare=entry.prepare)
         model.pool.admit()
         try:
             async with asyncio.timeout(timeout):
-                enter = partial(self._enter, model, picture, ask, deadline)
-                entered = await asyncio.get_running_loop().run_in_executor(self._stages, enter)
-                try:
-                    result = await asyncio.wrap_future(entered.job.future)
-                except asyncio.CancelledError:
-                    entered.job.future.cancel()
-                    raise
+                if not model.pool.prepares:
+                    await asyncio.get_running_loop().run_in_executor(self._stages, job.ready)
+                model.pool.submit(job)
+                await _settled(job)
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {timeout:g} s", hint="raise timeout_ms, or send less") from error
         finally:
+            job.future.cancel()  # where nobody waits any more; without effect on what is done
             model.pool.release()
-        return Prediction(result, entered.timings(), entered.image if ask.keep_image else None)
-
-    def _enter(self, model: Model, picture: bytes, ask: Ask, deadline: float) -> _Entered:
-        """Runs on a stage thread: decodes, prepares, queues."""
-        started = time.monotonic()
-        if started >= deadline:
-            raise DeadlineExceeded("the deadline passed before the picture was decoded")
-        image = decode(picture, max_pixels=self._max_pixels)
-        decoded = time.monotonic()
-        prepared = model.family.prepare(image)
-        finish = partial(model.family.finish, geometry=prepared.geometry, options=ask.options)
-        job = Job(prepared.tensors, finish, deadline)
-        prepare_s = time.monotonic() - decoded
-        model.pool.submit(job)
-        return _Entered(job, decoded - started, prepare_s, image if ask.keep_image else None)
+        return Prediction(job.future.result(), _timings(job), entry.image)
 
     def close(self) -> None:
         self._stages.shutdown(wait=False, cancel_futures=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entered:
-    """A picture that is queued."""
+class _Entry:
+    """How a picture gets in: decoded and prepared by `prepare`, which runs on a stage thread or a worker's."""
 
-    job: Job
-    decode_s: float
-    prepare_s: float
-    image: Image | None
+    __slots__ = ("_ask", "_max_pixels", "_model", "_picture", "image")
 
-    def timings(self) -> dict[str, float]:
-        job = self.job
-        return {
-            "decode": self.decode_s * 1e3,
-            "prepare": self.prepare_s * 1e3,
-            "queue": job.queue_s * 1e3,
-            "infer": job.infer_s * 1e3,
-            "finish": job.finish_s * 1e3,
-        }
+    def __init__(self, model: Model, picture: bytes, ask: Ask, max_pixels: int) -> None:
+        self._model = model
+        self._picture = picture
+        self._ask = ask
+        self._max_pixels = max_pixels
+        self.image: Image | None = None  # kept where it was asked for
+
+    def prepare(self, job: Job) -> None:
+        started = time.monotonic()
+        if started >= job.deadline:
+            raise DeadlineExceeded("the deadline passed before the picture was decoded")
+        image = decode(self._picture, max_pixels=self._max_pixels)
+        decoded = time.monotonic()
+        family = self._model.family
+        prepared = family.prepare(image)
+        job.tensors = prepared.tensors
+        job.finish = partial(family.finish, geometry=prepared.geometry, options=self._ask.options)
+        job.decode_s, job.prepare_s = decoded - started, time.monotonic() - decoded
+        if self._ask.keep_image:
+            self.image = image
+
+
+async def _settled(job: Job) -> None:
+    """Returns once the job has an answer or an error. (`asyncio.wrap_future` does more, at several times the cost.)"""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(wake))
+    await waiter
+
+
+def _not_prepared(_: Tensors) -> Result:
+    raise AssertionError("a job is prepared before it is finished")
+
+
+def _timings(job: Job) -> dict[str, float]:
+    """Milliseconds per stage."""
+    return {
+        "decode": job.decode_s * 1e3,
+        "prepare": job.prepare_s * 1e3,
+        "queue": job.queue_s * 1e3,
+        "infer": job.infer_s * 1e3,
+        "finish": job.finish_s * 1e3,
+    }
 
 
 def _check_options(model: Model, options: Options) -> None:

@@ -1,8 +1,9 @@
 """A worker: one thread, one context. It pulls a batch, runs it, and finishes each picture where its outputs lie.
 
-    queue -> stack (pad to a compiled size) -> infer -> split -> finish -> each job's own future
+    queue -> (decode, prepare) -> stack (pad to a compiled size) -> infer -> split -> finish -> each job's own future
 
-Finishing here, before the next inference overwrites the outputs, spares a copy of them and a hop between threads.
+Finishing here, before the next inference overwrites the outputs, spares a copy of them and a hop between threads. Where
+every core has a worker of its own, it decodes and prepares here as well (`Pool.prepares`), for the same reason.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class Worker:
             self._on_exit(self)
 
     def _process(self, context: Context, jobs: list[Job]) -> None:
+        pulled = time.monotonic()
+        jobs = [job for job in jobs if job.ready()]
+        if not jobs:
+            return
         try:
             started = time.monotonic()
             outputs = context.infer(stack([job.tensors for job in jobs], self._padded_size(len(jobs))))
@@ -84,7 +89,7 @@ class Worker:
             self._recover(context, jobs, error)
             return
         for job, part in zip(jobs, parts, strict=True):
-            job.queue_s, job.infer_s, job.batch_size = started - job.queued_at, infer_s, len(jobs)
+            job.queue_s, job.infer_s, job.batch_size = pulled - job.queued_at, infer_s, len(jobs)
             _finish(job, part)
 
     def _recover(self, context: Context, jobs: list[Job], error: Exception) -> None:

@@ -17,6 +17,7 @@ from visionpool.errors import InvalidRequest
 from visionpool_server.api.bodies import BodyLimits, from_base64, read_body
 from visionpool_server.api.http_vision import result_fields, unless_gone
 from visionpool_server.api.options import read_ask
+from visionpool_server.api.schemas import inlined
 from visionpool_server.service import Service
 
 
@@ -63,7 +64,7 @@ class FastDeployApi:
                     "required": True,
                     "content": {
                         "application/json": {
-                            "schema": FastDeployRequest.model_json_schema(ref_template="#/components/schemas/{model}"),
+                            "schema": inlined(FastDeployRequest),
                             "example": {"data": {"image": "/9j/4AAQSkZJRg..."}, "parameters": {}},
                         }
                     },

@@ -7,26 +7,30 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import RedirectResponse, Response
+from starlette.types import ASGIApp
 from visionpool.errors import Unavailable
 
 from visionpool_server.api import errors
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.fastdeploy import FastDeployApi
 from visionpool_server.api.http_vision import VisionApi
+from visionpool_server.api.shortcut import ShortCut
 from visionpool_server.api.urls import UrlFetcher
+from visionpool_server.api.wire import HeadAsGet, UnreadBodies
 from visionpool_server.service import Service
 
 _DESCRIPTION = "Pictures in, typed results out. Boxes and points are pixels of the original picture, x right, y down."
 
 
-def build_http(service: Service, limits: BodyLimits, urls: UrlFetcher, ready: Callable[[], bool]) -> FastAPI:
+def build_http(service: Service, limits: BodyLimits, urls: UrlFetcher, ready: Callable[[], bool]) -> ASGIApp:
     """`ready()`: whether all models are loaded, and the server is not stopping."""
+    vision = VisionApi(service, limits, urls)
     app = FastAPI(title="visionpool", version=version("visionpool"), description=_DESCRIPTION, redirect_slashes=False)
     errors.install(app)
     app.include_router(_health(ready))
-    app.include_router(VisionApi(service, limits, urls).router())
+    app.include_router(vision.router())
     app.include_router(FastDeployApi(service, limits).router())
-    return app
+    return HeadAsGet(UnreadBodies(ShortCut(app, vision.predict)))
 
 
 def _health(ready: Callable[[], bool]) -> APIRouter:

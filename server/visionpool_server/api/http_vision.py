@@ -20,6 +20,7 @@ from visionpool_server.api.schemas import (
     ModelDescription,
     ModelList,
     PredictResponse,
+    inlined,
 )
 from visionpool_server.api.urls import UrlFetcher
 from visionpool_server.imaging.draw import draw, encode
@@ -27,7 +28,7 @@ from visionpool_server.models.loader import Model
 from visionpool_server.service import Ask, Prediction, Service
 
 T = TypeVar("T")
-_PICTURE_TYPES = {"image/jpeg": "jpeg", "image/jpg": "jpeg", "image/png": "png"}
+_PICTURE_TYPES = {"image/jpeg": "jpeg", "image/jpg": "jpeg", "image/png": "png", "image/*": "jpeg"}
 _STATUSES = (400, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
@@ -42,7 +43,9 @@ class VisionApi:
     async def predict(self, request: Request) -> Response:
         model = self.service.models.get(request.path_params["model"])
         picture_type = _wanted_picture(request.headers.get("accept"))
-        ask = read_ask(request.query_params, keep_image=picture_type is not None)
+        given = request.query_params
+        said = {name: ",".join(given.getlist(name)) for name in given}  # classes=a&classes=b is classes=a,b
+        ask = read_ask(said, keep_image=picture_type is not None)
         pictures = await read_pictures(request, self.limits, self.urls)
         predictions = await unless_gone(request, self._all(model, pictures, ask))
         timing = {"Server-Timing": server_timing(predictions)}
@@ -159,7 +162,7 @@ def _annotated(predictions: Sequence[Prediction], picture_type: str) -> bytes:
 
 def _wanted_picture(accept: str | None) -> str | None:
     """The kind of annotated picture that an Accept header prefers over JSON, if it does (RFC 9110, 12.5.1)."""
-    if accept is None or "image/" not in accept:
+    if accept is None or "image/" not in accept.lower():
         return None
     ranges = []
     for part in accept.lower().split(","):
@@ -271,7 +274,7 @@ def _predict_parameters() -> dict[str, Any]:
                     }
                 },
                 "application/json": {
-                    "schema": JsonPictures.model_json_schema(ref_template="#/components/schemas/{model}"),
+                    "schema": inlined(JsonPictures),
                     "example": {"images": [{"base64": "/9j/4AAQSkZJRg..."}]},
                 },
             },

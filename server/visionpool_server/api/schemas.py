@@ -89,6 +89,25 @@ class ModelDescription(ModelSummary):
     restarts: int
 
 
+def inlined(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of `model` without references: what is described by hand adds no components to the document."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def resolved(value: Any) -> Any:
+        match value:
+            case {"$ref": str(reference)}:
+                return resolved(parts[reference.rpartition("/")[2]])
+            case dict():
+                return {key: resolved(inner) for key, inner in value.items()}
+            case list():
+                return [resolved(inner) for inner in value]
+        return value
+
+    made: dict[str, Any] = resolved(schema)
+    return made
+
+
 class ErrorDetail(BaseModel):
     code: str
     message: str

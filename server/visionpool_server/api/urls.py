@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import urlsplit
 
 import httpx
 from visionpool.errors import InvalidRequest, TooLarge
 
-_TIMEOUT = 10.0  # seconds
+_TIMEOUT = 10.0  # seconds, for all of a picture
 
 
 class UrlFetcher:
@@ -27,6 +28,7 @@ class UrlFetcher:
         chunks, size = [], 0
         try:
             async with (
+                asyncio.timeout(_TIMEOUT),
                 httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False) as client,
                 client.stream("GET", url) as response,
             ):
@@ -37,7 +39,7 @@ class UrlFetcher:
                     if size > self._max_bytes:
                         raise TooLarge(f"the picture at that URL is larger than {self._max_bytes / 2**20:g} MiB")
                     chunks.append(chunk)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise InvalidRequest(f"the picture's URL cannot be fetched: {type(error).__name__}") from error
         return b"".join(chunks)
 
@@ -47,7 +49,12 @@ class UrlFetcher:
             scheme, host, path = _parts(url)
         except (InvalidRequest, ValueError):
             return False
-        return any(scheme == s and host == h and path.startswith(p) for s, h, p in self._allowed)
+        return any(scheme == s and host == h and _below(path, p) for s, h, p in self._allowed)
+
+
+def _below(path: str, prefix: str) -> bool:
+    """`/a` allows `/a` and `/a/b`, but not `/ab`."""
+    return path == prefix or path.startswith(prefix.rstrip("/") + "/")
 
 
 def _parts(url: str) -> tuple[str, str, str]:

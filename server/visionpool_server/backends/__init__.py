@@ -103,6 +103,10 @@ class Engine(Protocol):
     @property
     def max_batch_size(self) -> int: ...
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether its contexts compute on this machine's cores."""
+
     def clone(self) -> Context:
         """A further context on the same weights: cheap."""
 

@@ -3,6 +3,7 @@
 It answers (N, 3): each picture's mean red, green and blue as shares of their sum, so that every answer can be held
 against the very picture that was sent. `runtime.options` in model.yaml:
 
+    load_ms: 500       takes so long to load
     latency_ms: 20     sleeps so long for every batch
     fail: [250, 0, 0]  a batch with a picture of this exact top-left pixel raises
     die: [...]         ... ends the worker's thread
@@ -35,12 +36,14 @@ class FakeBackend:
         )
 
     def load(self, weights: Path | None, options: LoadOptions) -> FakeEngine:  # noqa: ARG002  there is no file
+        time.sleep(float(options.options.get("load_ms", 0)) / 1000)
         return FakeEngine(options)
 
 
 class FakeEngine:
     def __init__(self, options: LoadOptions) -> None:
         self.contexts = options.contexts or 2
+        self.on_cpu = False  # it sleeps, as a thread does that waits for an accelerator
         self.batch_sizes = options.batch_sizes
         self.max_batch_size = max(options.batch_sizes or (options.max_batch_size or 1,))
         self._options = options.options

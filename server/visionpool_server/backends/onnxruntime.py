@@ -5,10 +5,13 @@ One session holds the weights; its `run` is safe from many threads, so a context
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from visionpool.errors import BackendUnavailable, InvalidModel
 
 from visionpool_server.backends import ImageInput, LoadOptions, Placement, Signature, Tensors, TensorSpec
@@ -19,10 +22,12 @@ _DTYPES = {"float": "float32", "double": "float64", "float16": "float16"}  # the
 
 class OnnxRuntimeBackend:
     def read(self, weights: Path | None) -> Signature:
-        session = _session(weights, ort.SessionOptions(), ["CPUExecutionProvider"])
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4  # what fails here is tried again, or reported, elsewhere
+        session = _session(weights, settings, ["CPUExecutionProvider"])
         return Signature(
             tuple(_spec(node) for node in session.get_inputs()),
-            tuple(_spec(node) for node in session.get_outputs()),
+            _outputs(session),
             dict(session.get_modelmeta().custom_metadata_map),
         )
 
@@ -37,7 +42,13 @@ class OnnxRuntimeBackend:
             settings.add_session_config_entry(key, str(value))
         session = _session(weights, settings, providers)
         engine = OnnxRuntimeEngine(session, options, contexts)
-        engine.clone().infer(engine.example())
+        try:
+            engine.clone().infer(engine.example())
+        except Exception as error:  # its exceptions have no base class of their own
+            raise InvalidModel(
+                f"the model loads, but fails on a black picture: {_reason(error)}",
+                hint="check runtime.shapes and preprocess in model.yaml",
+            ) from error
         return engine
 
 
@@ -46,6 +57,7 @@ class OnnxRuntimeEngine:
         self._session = session
         self._options = options
         self.contexts = contexts
+        self.on_cpu = options.device == "CPU"
         self.batch_sizes, self.max_batch_size = _batching(session, options)
 
     def clone(self) -> OnnxRuntimeContext:
@@ -98,13 +110,45 @@ def _session(weights: Path | None, settings: ort.SessionOptions, providers: list
     try:
         return ort.InferenceSession(str(weights), settings, providers=providers)
     except Exception as error:  # its exceptions have no base class of their own
-        raise InvalidModel(f"ONNX Runtime cannot load {weights.name}: {str(error).splitlines()[0][:300]}") from error
+        raise InvalidModel(f"ONNX Runtime cannot load {weights.name}: {_reason(error)}") from error
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:
     kind = node.type.removeprefix("tensor(").removesuffix(")")
     shape = tuple(size if isinstance(size, int) else None for size in node.shape)
     return TensorSpec(node.name, shape, _DTYPES.get(kind, kind))
+
+
+def _outputs(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
+    """The outputs as declared. What a file leaves open is tried out: what two sizes of input do not change is fixed."""
+    declared = tuple(_spec(node) for node in session.get_outputs())
+    if all(None not in spec.shape[1:] for spec in declared):
+        return declared
+    try:
+        small, large = (session.run(None, _zeros(session, batch, side)) for batch, side in ((1, 64), (2, 128)))
+    except Exception:  # its exceptions have no base class; some models do not take just any size
+        return declared
+    return tuple(
+        replace(spec, shape=(spec.shape[0], *_common(a.shape[1:], b.shape[1:])))
+        if len(a.shape) == len(b.shape) == len(spec.shape)
+        else spec
+        for spec, a, b in zip(declared, map(np.asarray, small), map(np.asarray, large), strict=True)
+    )
+
+
+def _common(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int | None, ...]:
+    return tuple(size if size == twin else None for size, twin in zip(shape, other, strict=True))
+
+
+def _zeros(session: ort.InferenceSession, batch: int, side: int) -> dict[str, NDArray[Any]]:
+    return {
+        spec.name: np.zeros([size or (side if i else batch) for i, size in enumerate(spec.shape)], spec.dtype)
+        for spec in map(_spec, session.get_inputs())
+    }
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _providers(device: str) -> list[object]:

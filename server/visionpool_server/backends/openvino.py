@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from visionpool_server.backends import ImageInput, LoadOptions, Placement, Signa
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
 _GPU_BATCH_SIZES = (1, 2, 4, 8)
+_STRUCTURE = {"Parameter", "Constant", "Result"}  # graph nodes that no device "runs"
 _OV_LIMIT = 2**31 - 1  # a dimension whose upper bound is not known
 
 
@@ -49,9 +51,17 @@ class OpenVinoBackend:
         model = _read(weights)
         names = _Names.of(model)
         sizes = _batch_sizes(model, names, options)
-        compiled = {size: _compile(_shaped(model.clone(), names, size, options), options) for size in sizes or (None,)}
-        engine = OpenVinoEngine(compiled, sizes, names, options)
-        engine.clone().infer(engine.example())  # also keeps workers from the binding's first-use deadlock
+        shaped = {size: _shaped(model.clone(), names, size, options) for size in sizes or (None,)}
+        placed = [_place(model, options) for model in shaped.values()]
+        compiled = {size: _compile(model, options) for size, model in shaped.items()}
+        engine = OpenVinoEngine(compiled, sizes, names, options, placed[0])
+        try:
+            engine.clone().infer(engine.example())  # also keeps workers from the binding's first-use deadlock
+        except RuntimeError as error:
+            raise InvalidModel(
+                f"the model loads, but fails on a black picture: {_reason(error)}",
+                hint="check runtime.shapes and preprocess in model.yaml",
+            ) from error
         return engine
 
 
@@ -64,10 +74,13 @@ class OpenVinoEngine:
         sizes: tuple[int, ...],
         names: _Names,
         options: LoadOptions,
+        placed: Mapping[str, tuple[str, ...]],
     ) -> None:
         self._compiled = compiled
         self._names = names
         self._options = options
+        self._placed = placed
+        self.on_cpu = options.device == "CPU"
         self.batch_sizes = sizes
         self.max_batch_size = max(sizes) if sizes else options.max_batch_size or 1
         first = next(iter(compiled.values()))
@@ -88,22 +101,27 @@ class OpenVinoEngine:
         return tensors
 
     def describe(self) -> Placement:
+        """`devices` names the model's operators as placed on HETERO's devices, a lone device's own layers otherwise."""
+        return Placement(
+            "openvino",
+            ", ".join(self._first.get_property("EXECUTION_DEVICES")),
+            self._precision(),
+            self._placed or self._layers(),
+        )
+
+    def _precision(self) -> str:
+        if _PRECISION in self._first.get_property("SUPPORTED_PROPERTIES"):
+            return str(self._first.get_property(_PRECISION).get_type_name())
+        return self._options.precision or "device default"
+
+    def _layers(self) -> dict[str, tuple[str, ...]]:
         devices: dict[str, set[str]] = {}
         for node in self._first.get_runtime_model().get_ops():
             info = node.get_rt_info()
             device = str(info["execution_device"].value) if "execution_device" in info else self._options.device
             kind = str(info["layerType"].value) if "layerType" in info else node.get_type_name()
             devices.setdefault(device, set()).add(kind)
-        hint = self._first.get_property(_PRECISION) if _PRECISION in self._properties() else None
-        return Placement(
-            "openvino",
-            ", ".join(self._first.get_property("EXECUTION_DEVICES")),
-            hint.get_type_name() if hint is not None else self._options.precision or "device default",
-            {device: tuple(sorted(kinds)) for device, kinds in sorted(devices.items())},
-        )
-
-    def _properties(self) -> set[str]:
-        return set(self._first.get_property("SUPPORTED_PROPERTIES"))
+        return {device: tuple(sorted(kinds)) for device, kinds in sorted(devices.items())}
 
     def close(self) -> None:
         self._compiled = {}
@@ -195,6 +213,7 @@ def _batch_sizes(model: ov.Model, names: _Names, options: LoadOptions) -> tuple[
         return wanted
     if limit is None and not options.batch_sizes:
         return (1,)  # the export fixed its batch: nobody asked for more
+    _shaped(model.clone(), names, 1, options)  # where that fails too, it is not for the batch
     raise InvalidModel(
         "this export works for one picture at a time: its graph fixes the batch size",
         hint="export it with a dynamic batch dimension, or say batching.max_batch_size: 1",
@@ -256,76 +275,104 @@ def _with_arithmetic(model: ov.Model, index: int, image: ImageInput) -> ov.Model
     if any(arithmetic.mean):
         steps.mean([value / arithmetic.scale for value in arithmetic.mean])
     steps.scale([value / arithmetic.scale for value in arithmetic.std])
-    return processor.build()
+    try:
+        return processor.build()
+    except RuntimeError as error:
+        raise InvalidModel(
+            f"the input {image.name!r} does not take a picture as prepared: {_reason(error)}",
+            hint="check preprocess and runtime.shapes in model.yaml against the model's input",
+        ) from error
 
 
 def _compile(model: ov.Model, options: LoadOptions) -> ov.CompiledModel:
-    _place(model, options)
     try:
         return core().compile_model(model, options.device, _properties(options))
     except RuntimeError as error:
+        with suppress(RuntimeError):  # not every device answers the query
+            _check_operators(model, core().query_model(model, options.device), options.device)
         raise InvalidModel(
             f"OpenVINO cannot compile the model for {options.device}: {_reason(error)}",
-            hint="runtime.device: HETERO:GPU,CPU runs on the CPU what the first device lacks",
+            hint=None
+            if options.device == "CPU"
+            else "runtime.device: HETERO:GPU,CPU runs on the CPU what the first device lacks",
         ) from error
 
 
 def _properties(options: LoadOptions) -> dict[str, Any]:
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
-    single = not options.device.startswith(("AUTO", "HETERO", "MULTI"))
-    if options.contexts and single:
+    devices = _devices(options.device)
+    if options.contexts and devices == [options.device]:
         key = "NUM_STREAMS" if options.device == "CPU" else "PERFORMANCE_HINT_NUM_REQUESTS"
         properties[key] = str(options.contexts)
-    precision = options.precision or ("f32" if options.device == "CPU" else None)  # the CPU's own default is bf16
-    if precision:
-        properties[_PRECISION] = precision
+    if options.precision:
+        properties[_PRECISION] = options.precision
+    elif options.device == "CPU":
+        properties[_PRECISION] = "f32"  # its own default is bf16
+    elif "CPU" in devices or devices == ["AUTO"]:
+        properties["DEVICE_PROPERTIES"] = {"CPU": {_PRECISION: "f32"}}
     if options.cache_dir:
         properties["CACHE_DIR"] = str(options.cache_dir)
     return properties | dict(options.options)
 
 
-def _place(model: ov.Model, options: LoadOptions) -> None:
-    """Pins operators to devices where asked, and names those that a lone device lacks before it fails on them."""
-    device = options.device
+def _place(model: ov.Model, options: LoadOptions) -> dict[str, tuple[str, ...]]:
+    """Pins `cpu_operators` to the CPU. Device -> operators as HETERO places them; empty for other devices."""
+    device, wanted = options.device, options.cpu_operators
     if not device.startswith("HETERO:"):
-        if options.cpu_operators:
+        if wanted:
             raise InvalidModel(
-                f"cpu_operators needs two devices, and the device is {device}",
-                hint=f"say device: HETERO:{device},CPU",
+                f"cpu_operators needs HETERO with a second device, and the device is {device}",
+                hint="say runtime.device: HETERO:GPU,CPU, or leave cpu_operators out"
+                if device == "CPU"
+                else f"say runtime.device: HETERO:{device},CPU",
             )
-        if not device.startswith(("AUTO", "MULTI")):
-            _check_operators(model, core().query_model(model, device), device)
-        return
-    placed = core().query_model(model, device)
-    _check_operators(model, placed, device)
-    present = {node.get_type_name() for node in model.get_ops()}
-    if unknown := set(options.cpu_operators) - present:
+        return {}
+    operators = [node for node in model.get_ops() if node.get_type_name() not in _STRUCTURE]
+    present = {node.get_type_name() for node in operators}
+    if unknown := set(wanted) - present:
         raise InvalidModel(
             f"cpu_operators names {', '.join(sorted(unknown))}, which the model does not have",
             hint=f"it has {', '.join(sorted(present))}",
         )
-    if not options.cpu_operators:
-        return  # HETERO places them itself
+    found = core().query_model(model, device)
+    _check_operators(model, found, device)
+    placed: dict[str, set[str]] = {}
     for node in model.get_ops():
-        on_cpu = node.get_type_name() in options.cpu_operators
-        node.get_rt_info()["affinity"] = "CPU" if on_cpu else placed[node.get_friendly_name()]
+        kind = node.get_type_name()
+        target = "CPU" if kind in wanted else found.get(node.get_friendly_name(), "CPU")
+        if wanted:  # otherwise HETERO places them itself
+            node.get_rt_info()["affinity"] = target
+        if kind not in _STRUCTURE:
+            placed.setdefault(target, set()).add(kind)
+    return {target: tuple(sorted(kinds)) for target, kinds in sorted(placed.items())}
 
 
 def _check_operators(model: ov.Model, placed: Mapping[str, str], device: str) -> None:
-    missing = sorted({n.get_type_name() for n in model.get_ops() if n.get_friendly_name() not in placed})
-    if missing:
-        raise InvalidModel(
-            f"{device} cannot run {', '.join(missing)}",
-            hint=f"say runtime.device: HETERO:{device.removeprefix('HETERO:')},CPU in model.yaml, "
-            f"with runtime.cpu_operators: [{', '.join(missing)}]",
-        )
+    """Raises InvalidModel that names the operators that `device` lacks, and the setting that helps."""
+    lacking = {node.get_type_name() for node in model.get_ops() if node.get_friendly_name() not in placed}
+    missing = sorted(lacking - _STRUCTURE)
+    if not missing:
+        return
+    devices = _devices(device)
+    raise InvalidModel(
+        f"{device} cannot run {', '.join(missing)}",
+        hint="no device named has them: export the model without, or say runtime.backend: onnxruntime"
+        if "CPU" in devices
+        else f"say runtime.device: HETERO:{','.join(devices)},CPU in model.yaml, "
+        f"with runtime.cpu_operators: [{', '.join(missing)}]",
+    )
+
+
+def _devices(device: str) -> list[str]:
+    """The single devices that a device string names."""
+    virtual, _, names = device.partition(":")
+    return [name.strip() for name in names.split(",")] if virtual in ("HETERO", "AUTO", "MULTI") and names else [device]
 
 
 def _check_device(device: str) -> None:
     """Raises BackendUnavailable for a device that this machine does not have."""
-    names = device.partition(":")[2].split(",") if device.startswith(("HETERO:", "AUTO:", "MULTI:")) else [device]
     known = core().available_devices
-    for name in (part.strip().lstrip("-") for part in names):
+    for name in (part.lstrip("-") for part in _devices(device)):
         if name in ("AUTO", "HETERO", "MULTI") or any(d == name or d.split(".")[0] == name for d in known):
             continue
         raise BackendUnavailable(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from numpy.typing import NDArray
 from visionpool.errors import InvalidModel, InvalidOption
@@ -141,5 +141,24 @@ def image_input(spec: FamilySpec) -> tuple[str, tuple[int, int] | None]:
             hint="check the file, or serve it as plain tensors",
         )
     name, shape = next(iter(pictures.items()))
-    height, width = shape[1:3] if shape[3] == 3 else shape[2:4]
-    return name, (height, width) if height and width else None
+    return name, picture_shape(shape).size
+
+
+@dataclass(frozen=True, slots=True)
+class PictureShape:
+    """How an input takes a picture. `size`: (height, width) where the file fixes both."""
+
+    layout: Literal["NCHW", "NHWC"]
+    size: tuple[int, int] | None
+    channels: int | None
+
+
+def picture_shape(shape: Sequence[int | None]) -> PictureShape:
+    """`shape` of four dimensions: the channels are where a 1 or a 3 stands, first where both could be."""
+    last = shape[3] in (1, 3) and shape[1] not in (1, 3)
+    height, width = shape[1:3] if last else shape[2:4]
+    return PictureShape(
+        "NHWC" if last else "NCHW",
+        (height, width) if height and width else None,
+        shape[3] if last else shape[1],
+    )

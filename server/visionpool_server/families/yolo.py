@@ -24,6 +24,9 @@ from visionpool_server.families.boxes import Floats, Ints, allowed, detection_re
 from visionpool_server.imaging.recipe import Geometry, Image, Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
+EVALUATION_THRESHOLD = 0.01
+"""Under this score threshold a caller draws precision-recall curves, and an anchor counts once for each class over it, as
+in the reference's `val` (`multi_label=True`); from it on an anchor counts for its best class, as in its `predict`."""
 
 
 class _Yolo:
@@ -75,6 +78,10 @@ class YoloV5(_Yolo):
 
     def _candidates(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
         rows = output[output[:, 4] > threshold]  # a score cannot exceed its objectness
+        if threshold < EVALUATION_THRESHOLD:
+            every = rows[:, 5:] * rows[:, 4:5]
+            anchors, label_ids = np.nonzero(every > threshold)
+            return rows[anchors, :4], every[anchors, label_ids], label_ids
         label_ids = rows[:, 5:].argmax(axis=1)
         scores = rows[:, 4] * rows[np.arange(len(rows)), 5 + label_ids]
         over = scores > threshold
@@ -90,6 +97,9 @@ class YoloV8(_Yolo):
     fallback = Options(score_threshold=0.25, iou_threshold=0.7, max_detections=300)
 
     def _candidates(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
+        if threshold < EVALUATION_THRESHOLD:
+            label_ids, anchors = np.nonzero(output[4:] > threshold)
+            return output[:4, anchors].T, output[4 + label_ids, anchors], label_ids
         columns = output[:, (output[4:].max(axis=0) > threshold).nonzero()[0]]
         label_ids = columns[4:].argmax(axis=0)
         return columns[:4].T, columns[4 + label_ids, np.arange(columns.shape[1])], label_ids

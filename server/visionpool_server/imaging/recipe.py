@@ -10,11 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from visionpool.errors import TooLarge
+
+Side = Annotated[int, Field(ge=1, le=65_535)]
+Size = tuple[Side, Side]  # (height, width)
+Grey = Annotated[int, Field(ge=0, le=255)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MAX_RESIZED_PIXELS = 50_000_000
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
 Interpolation = Literal["nearest", "linear", "cubic", "area"]
@@ -83,9 +92,7 @@ def _resized(
     return out, geometry.scaled(width / columns, height / rows)
 
 
-def _padded(
-    image: Image, geometry: Geometry, margins: tuple[int, int, int, int], fill: int
-) -> tuple[Image, Geometry]:
+def _padded(image: Image, geometry: Geometry, margins: tuple[int, int, int, int], fill: int) -> tuple[Image, Geometry]:
     """`margins`: rows above and below, columns to the left and right."""
     top, bottom, left, right = margins
     if not any(margins):
@@ -100,7 +107,7 @@ def _padded(
 class Resize:
     """To `size` (height, width). With `keep_ratio`, the largest picture of the original's shape that fits into it."""
 
-    size: tuple[int, int]
+    size: Size
     keep_ratio: bool = False
     interpolation: Interpolation = "linear"
 
@@ -118,15 +125,23 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class ResizeShort:
-    """The shorter side to `size` pixels, the longer one in proportion."""
+    """The shorter side to `size` pixels, the longer one in proportion.
 
-    size: int
+    Raises TooLarge for a picture so thin that its longer side would take more than `MAX_RESIZED_PIXELS`.
+    """
+
+    size: Side
     interpolation: Interpolation = "linear"
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         rows, columns = image.shape[:2]
         ratio = self.size / min(rows, columns)
         height, width = round(rows * ratio), round(columns * ratio)
+        if height * width > MAX_RESIZED_PIXELS:
+            raise TooLarge(
+                f"a picture of {columns}x{rows} becomes {width}x{height} when its shorter side is brought to {self.size}",
+                hint="crop it: it is too thin for this model",
+            )
         return _resized(image, geometry, height, width, self.interpolation)
 
     def output_size(self) -> tuple[int, int] | None:
@@ -137,7 +152,7 @@ class ResizeShort:
 class CenterCrop:
     """The middle `size` (height, width) of the picture; a smaller picture is padded with black first."""
 
-    size: tuple[int, int]
+    size: Size
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         height, width = self.size
@@ -158,8 +173,8 @@ class Letterbox:
     The rounding is that of YOLOv5's and Ultralytics' `letterbox`: an odd margin is larger at the bottom and right.
     """
 
-    size: tuple[int, int]
-    fill: int = 114
+    size: Size
+    fill: Grey = 114
     interpolation: Interpolation = "linear"
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
@@ -177,8 +192,8 @@ class Letterbox:
 class Pad:
     """Padded at the bottom and right to `size` (height, width); a larger picture is left as it is."""
 
-    size: tuple[int, int]
-    fill: int = 0
+    size: Size
+    fill: Grey = 0
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         rows, columns = image.shape[:2]
@@ -193,8 +208,8 @@ class Pad:
 class PadToStride:
     """Padded at the bottom and right until both sides are multiples of `stride`."""
 
-    stride: int
-    fill: int = 0
+    stride: Side
+    fill: Grey = 0
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         rows, columns = image.shape[:2]
@@ -222,9 +237,9 @@ class Arithmetic:
     `channels` is the order that the model wants; `mean` and `std` are in that order.
     """
 
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    scale: Positive = 1 / 255
+    mean: tuple[Number, ...] = (0.0, 0.0, 0.0)
+    std: tuple[Positive, ...] = (1.0, 1.0, 1.0)
     channels: Channels = "rgb"
 
     def apply(self, batch: NDArray[np.uint8], layout: str, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -256,6 +271,12 @@ class Recipe:
         for step in self.steps:
             image, geometry = step(image, geometry)
         return image, geometry
+
+    def in_grey(self) -> Recipe:
+        """This recipe for a model of one channel: the arithmetic of the first channel alone."""
+        grey = any(isinstance(step, Gray) for step in self.steps)
+        arithmetic = Arithmetic(self.arithmetic.scale, self.arithmetic.mean[:1], self.arithmetic.std[:1])
+        return Recipe(self.steps if grey else (*self.steps, Gray()), arithmetic)
 
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of every prepared picture, or None where it depends on the picture."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +17,16 @@ from visionpool_server.backends import (
     Signature,
     get_backend,
 )
-from visionpool_server.families import TASKS, Family, FamilySpec, Options, build_family, canonical
-from visionpool_server.imaging.recipe import Arithmetic, Gray, Recipe
+from visionpool_server.families import (
+    TASKS,
+    Family,
+    FamilySpec,
+    Options,
+    PictureShape,
+    build_family,
+    canonical,
+    picture_shape,
+)
 from visionpool_server.models.bundle import Bundle, Workers, read_bundle
 from visionpool_server.models.discovery import discover
 from visionpool_server.models.files import ModelFiles, weights_in
@@ -71,6 +79,8 @@ def _load(files: ModelFiles, defaults: Defaults) -> Model:
     bundle = written.over(found.bundle)
     family_name = canonical(_family_name(bundle))
     family = build_family(family_name, _family_spec(bundle, signature, files.folder))
+    if _picture_shape(family, signature).channels == 1:
+        family.recipe = family.recipe.in_grey()
     _check_size(family, signature)
     image = _image_input(family, signature)
     engines = []
@@ -131,45 +141,27 @@ def _family_spec(bundle: Bundle, signature: Signature, folder: Path) -> FamilySp
         outputs={spec.name: spec.shape for spec in signature.outputs},
         labels=resolve_labels(bundle.labels, folder),
         input_size=bundle.input_size,
-        recipe=_recipe(bundle, shapes),
+        recipe=None if bundle.preprocess is None else recipe_from(bundle.preprocess),
         defaults=Options(finishing.score_threshold, finishing.iou_threshold, finishing.top_k, finishing.max_detections),
     )
 
 
-def _recipe(bundle: Bundle, inputs: Mapping[str, tuple[int | None, ...]]) -> Recipe | None:
-    """The recipe that the bundle gives, if it does; made grey for a model of one channel."""
-    if bundle.preprocess is None:
-        return None
-    recipe = recipe_from(bundle.preprocess)
-    grey = any(len(shape) == 4 and 1 in (shape[1], shape[3]) for shape in inputs.values())
-    if not grey or any(isinstance(step, Gray) for step in recipe.steps):
-        return recipe
-    arithmetic = recipe.arithmetic
-    one = Arithmetic(arithmetic.scale, arithmetic.mean[:1], arithmetic.std[:1])
-    return Recipe((*recipe.steps, Gray()), one)
-
-
 def _image_input(family: Family, signature: Signature) -> ImageInput:
-    shape = next(spec.shape for spec in signature.inputs if spec.name == family.image_input)
-    layout = "NHWC" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
-    return ImageInput(
-        family.image_input,
-        "NHWC" if layout == "NHWC" else "NCHW",
-        family.recipe.arithmetic,
-        family.recipe.output_size(),
-    )
+    layout = _picture_shape(family, signature).layout
+    return ImageInput(family.image_input, layout, family.recipe.arithmetic, family.recipe.output_size())
+
+
+def _picture_shape(family: Family, signature: Signature) -> PictureShape:
+    return picture_shape(next(spec.shape for spec in signature.inputs if spec.name == family.image_input))
 
 
 def _check_size(family: Family, signature: Signature) -> None:
     """The preprocessing must end in the size that the file fixes."""
-    image = _image_input(family, signature)
-    shape = next(spec.shape for spec in signature.inputs if spec.name == image.name)
-    takes = shape[1:3] if image.layout == "NHWC" else shape[2:4]
-    gives = image.size
-    if gives and None not in takes and tuple(takes) != gives:
+    takes, gives = _picture_shape(family, signature).size, family.recipe.output_size()
+    if gives and takes and takes != gives:
         raise InvalidModel(
-            f"preprocess ends in pictures of {gives[0]}x{gives[1]} (height x width), and input {image.name!r} takes "
-            f"{takes[0]}x{takes[1]}",
+            f"preprocess ends in pictures of {gives[0]}x{gives[1]} (height x width), and input {family.image_input!r} "
+            f"takes {takes[0]}x{takes[1]}",
             hint="change the last step of preprocess in model.yaml",
         )
 

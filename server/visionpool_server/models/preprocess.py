@@ -63,11 +63,20 @@ def _build(kind: type, value: Any, where: str) -> Any:
     if isinstance(data.get("size"), int) and "size" in names and kind is not ResizeShort:
         data["size"] = (data["size"], data["size"])
     for name in ("mean", "std"):
-        if isinstance(data.get(name), (int, float)):
-            data[name] = (data[name],) * 3
+        if name in data:
+            data[name] = _for_three(data[name], f"{where}.{name}")
     try:
         return TypeAdapter(with_config(ConfigDict(extra="forbid"))(kind)).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         raise InvalidModel(f"{where}.{path}: {first['msg']}") from error
+
+
+def _for_three(value: Any, where: str) -> Any:
+    """One number for each channel; a single one counts for all."""
+    if isinstance(value, (int, float)):
+        return (value,) * 3
+    if isinstance(value, (list, tuple)) and len(value) not in (1, 3):
+        raise InvalidModel(f"{where}: one number is expected, or one for each of three channels, not {len(value)}")
+    return tuple(value) * 3 if isinstance(value, (list, tuple)) and len(value) == 1 else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from visionpool.errors import InvalidModel, ModelNotFound, SetupError
+from visionpool.errors import InvalidModel, ModelNotFound, SetupError, Unavailable
 
 from visionpool_server.models.files import ModelFiles, find_models
 from visionpool_server.models.loader import Defaults, Model, load_model
@@ -16,6 +16,7 @@ class Repository:
 
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
+        self.loading = False  # while it is, a model that is not there may still come
 
     def __iter__(self) -> Iterator[Model]:
         return iter(list(self._models.values()))
@@ -24,8 +25,10 @@ class Repository:
         return len(self._models)
 
     def get(self, name: str, version: str | None = None) -> Model:
-        """Raises ModelNotFound, naming what there is."""
+        """Raises ModelNotFound, naming what there is; Unavailable while models are being loaded."""
         model = self._models.get(name)
+        if model is None and self.loading:
+            raise Unavailable(f"no model {name!r} yet: models are being loaded", hint="GET /health/ready says when")
         if model is None:
             raise ModelNotFound(f"no model {name!r}", hint=f"served: {', '.join(self._models) or 'none'}")
         if version is not None and version != model.version:

@@ -25,10 +25,9 @@ def read(view: memoryview) -> Header:
     x1, y1, x0, y0, tile_w, tile_h, tile_x, tile_y = struct.unpack_from(">8I", view, start + 8)
     if not tile_w or not tile_h:
         raise corrupt(NAME, "its tiles have no size")
-    if max(0, x1 - tile_x) // tile_w * (max(0, y1 - tile_y) // tile_h) > MAX_TILES:
-        raise UnsupportedMedia(
-            f"JPEG 2000 of more than {MAX_TILES} tiles is not read", hint="save it as larger tiles, or as PNG"
-        )
+    tiles = -(-max(0, x1 - tile_x) // tile_w) * -(-max(0, y1 - tile_y) // tile_h)  # rounded up (B.3)
+    if tiles > MAX_TILES:
+        raise UnsupportedMedia(f"JPEG 2000 of {tiles} tiles is not read", hint="save it as larger tiles, or as PNG")
     components, precision = struct.unpack_from(">HB", view, start + 40)
     if components not in (1, 3, 4):
         raise UnsupportedMedia(

@@ -1,0 +1,66 @@
+"""Fixtures for all tests: the shared pictures and models, and real server processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from tests.real_server import Server, serving, write_model
+
+
+class Serve(Protocol):
+    """`serve("models/", "--workers", 2)`: a real server, ready; stopped, and its exit status checked, by the fixture."""
+
+    def __call__(self, *arguments: object, environment: dict[str, str] | None = None, ready: bool = True) -> Server: ...
+
+
+@pytest.fixture(scope="session")
+def testdata() -> Path:
+    """Shared real pictures and models, where this machine has them."""
+    said = os.environ.get("VISIONPOOL_TESTDATA")
+    if not said:
+        pytest.skip("VISIONPOOL_TESTDATA does not say where the real pictures and models are")
+    folder = Path(said)
+    if not folder.is_dir():
+        pytest.fail(f"VISIONPOOL_TESTDATA={said} is not a folder")
+    return folder
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts real `visionpool serve ... --http-port 0` processes; all are stopped in the end and must exit with 0."""
+    with ExitStack() as stack:
+
+        def start(*arguments: object, environment: dict[str, str] | None = None, ready: bool = True) -> Server:
+            return stack.enter_context(serving(*arguments, environment=environment, ready=ready))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for tests that only ask: the fake model `colours`, its labels red, green and blue."""
+    with serving(write_model(tmp_path_factory.mktemp("shared") / "colours")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with tight limits (1 MiB and 1.5 s for a body, a million pixels) and models that misbehave:
+
+    `colours` is good; `narrow` takes 0.4 s and has two places, `late` gives up before it answers, `failing` fails on
+    pictures of pure red (250, 0, 0).
+    """
+    folder = tmp_path_factory.mktemp("strict")
+    narrow = {"workers": 1, "batching": {"max_batch_size": 1, "max_queue_size": 1}}
+    write_model(folder / "colours")
+    write_model(folder / "narrow", {"latency_ms": 400}, **narrow)
+    write_model(folder / "late", {"latency_ms": 1000}, batching={"timeout_ms": 100})
+    write_model(folder / "failing", {"fail": [250, 0, 0]})
+    limits = ("--max-body-mb", 1, "--body-timeout", 1.5, "--max-pixels", 1_000_000)
+    with serving(folder, *limits) as server:
+        yield server

@@ -1,0 +1,82 @@
+"""The whole flow of a prediction without a transport: what a caller who gives up leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from visionpool.errors import DeadlineExceeded, InvalidImage, InvalidOption
+from visionpool.results import ClassifyResult
+from visionpool_server.app import offline
+from visionpool_server.backends.fake import FakeEngine
+from visionpool_server.families import Options
+from visionpool_server.models.loader import Defaults, Model
+from visionpool_server.service import Ask, Service
+
+from tests.real_server import picture, write_model
+
+RED = (200, 20, 30)
+LARGE = (5000, 5000)  # a tenth of a second to decode
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    folder = write_model(tmp_path / "colours", {"latency_ms": 1}, workers=1)
+    with offline([folder], Defaults(), max_pixels=50_000_000) as made:
+        yield made
+
+
+@pytest.fixture
+def model(service: Service) -> Model:
+    return service.models.get("colours")
+
+
+def batches(model: Model) -> list[int]:
+    """The sizes of the batches that its engine has run."""
+    engine = model.pool.engines[0][0]
+    assert isinstance(engine, FakeEngine)
+    return engine.batches
+
+
+def test_a_prediction_has_its_result_and_the_times_of_all_stages(service: Service, model: Model) -> None:
+    prediction = asyncio.run(service.predict(model, picture(RED)))
+    assert isinstance(prediction.result, ClassifyResult)
+    assert prediction.result.labels[0] == "red"
+    assert list(prediction.timings) == ["decode", "prepare", "queue", "infer", "finish"]
+    assert prediction.timings["infer"] >= 1
+    assert prediction.image is None
+
+
+def test_the_decoded_picture_is_kept_where_it_is_asked_for(service: Service, model: Model) -> None:
+    prediction = asyncio.run(service.predict(model, picture(RED, (30, 20)), Ask(keep_image=True)))
+    assert prediction.image is not None
+    assert prediction.image.shape == (20, 30, 3)
+
+
+def test_a_caller_who_leaves_while_its_picture_is_decoded_costs_no_inference(service: Service, model: Model) -> None:
+    async def leave() -> None:
+        task = asyncio.ensure_future(service.predict(model, picture(RED, LARGE)))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    asyncio.run(service.predict(model, picture(RED, LARGE)))  # decoded after the other: the stages take turns
+    assert batches(model) == [1]
+
+
+def test_a_deadline_that_passes_gives_up_the_place(service: Service, model: Model) -> None:
+    with pytest.raises(DeadlineExceeded, match=r"0\.005 s"):
+        asyncio.run(service.predict(model, picture(RED, LARGE), Ask(timeout=0.005)))
+    for _ in range(300):  # more than there are places
+        with pytest.raises(InvalidImage):
+            asyncio.run(service.predict(model, b""))
+    asyncio.run(service.predict(model, picture(RED)))
+
+
+def test_an_option_that_means_nothing_to_the_model_is_refused(service: Service, model: Model) -> None:
+    with pytest.raises(InvalidOption, match="iou_threshold"):
+        asyncio.run(service.predict(model, picture(RED), Ask(Options(iou_threshold=0.5))))
