@@ -213,6 +213,8 @@ def test_boxes_are_cut_at_the_borders_of_the_original() -> None:
         ((Resize((28, 28)), Gray()), (28, 28)),
         ((Resize((48, 320), keep_ratio=True),), None),
         ((CenterCrop((224, 224)), ResizeShort(256)), None),
+        ((Resize((300, 320)), PadToStride(32)), (320, 320)),
+        ((ResizeShort(256), PadToStride(32)), None),
     ],
 )
 def test_a_recipe_knows_the_size_that_it_ends_in(steps: tuple[Step, ...], size: tuple[int, int] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -75,6 +76,7 @@ class App:
                 self._models.add(model)
                 self._on_loaded(model)
             self._models.loading = False
+            gc.freeze()  # what is loaded stays: the collector need not look at it again and again
             self._ready = True
             self._on_ready(_url(host, port))
 

@@ -47,6 +47,10 @@ class Pool:
         self.options = options
         self.restarts = 0
         self._split = split
+        # Where each core has a worker that takes picture by picture, the workers decode and prepare as well: stage
+        # threads would only compete with them for the cores. In all other cases pictures are prepared ahead.
+        alone = all(engine.max_batch_size == 1 and engine.on_cpu for engine, _ in engines)
+        self.prepares = alone and self.slots >= cpu_count()
         self._places = options.max_queue_size + sum(engine.max_batch_size * count for engine, count in engines)
         self._queue = JobQueue(self._places)  # who was admitted is not refused here, after its picture was decoded
         self._workers: list[Worker] = []
@@ -58,22 +62,14 @@ class Pool:
         self._supervisor = Thread(target=self._supervise, name=f"{name}-supervisor", daemon=True)
 
     @property
-    def prepares(self) -> bool:
-        """Whether the workers decode and prepare themselves: when they take picture by picture, each on its own core.
-
-        Then stage threads would only compete with them for the cores. In all other cases pictures are prepared ahead.
-        """
-        alone = all(engine.max_batch_size == 1 and engine.on_cpu for engine, _ in self.engines)
-        return alone and self.slots >= cpu_count()
-
-    @property
     def slots(self) -> int:
         """How many batches run at once."""
         return sum(count for _, count in self.engines)
 
     def start(self) -> None:
         for engine, count in self.engines:
-            for _ in range(count):
+            spare = 1 if self.prepares else 0  # decodes while the others infer: without it cores idle at each handover
+            for _ in range(count + spare):
                 self._start_worker(engine)
         self._supervisor.start()
 

@@ -114,16 +114,28 @@ class VisionApi:
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Awaits `work`, and cancels it where the client hangs up meanwhile. The body must have been read."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None
     gone = asyncio.ensure_future(request.receive())
+    hung_up = False
+
+    def stop(done: asyncio.Future[Any]) -> None:
+        nonlocal hung_up
+        if not done.cancelled():
+            hung_up = True
+            task.cancel()
+
+    gone.add_done_callback(stop)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Cancelled("the client went away")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not hung_up:
+            raise
+        task.uncancel()
+        raise Cancelled("the client went away") from None
     finally:
+        gone.remove_done_callback(stop)
         gone.cancel()
-        task.cancel()
 
 
 def server_timing(predictions: Sequence[Prediction]) -> str:

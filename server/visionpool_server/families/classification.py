@@ -34,7 +34,9 @@ class Classification:
         self.recipe = spec.recipe or _usual_recipe(size)
         if len(spec.outputs) != 1:
             raise InvalidModel(f"a classifier has one output; this model has {dict(spec.outputs)}")
-        self._output = next(iter(spec.outputs))
+        self._output, shape = next(iter(spec.outputs.items()))
+        if any(size not in (1, None) for size in shape[2:]):
+            raise InvalidModel(f"a classifier's output is (pictures, classes); this model's is {shape}")
         self._defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels
 
@@ -50,7 +52,7 @@ class Classification:
         chosen = options.over(self._defaults)
         scores = probabilities(outputs[self._output].reshape(-1))
         ids = np.array(class_ids(chosen.classes, self.labels) if chosen.classes else range(len(scores)), np.intp)
-        best = ids[np.argsort(-scores[ids], kind="stable")[: chosen.top_k]]
+        best = ids[highest(scores[ids], chosen.top_k or len(ids))]
         best = best[scores[best] >= (chosen.score_threshold or 0.0)]
         kept = best.tolist()
         return ClassifyResult(
@@ -64,6 +66,15 @@ def _usual_recipe(size: tuple[int, int] | None) -> Recipe:
     if size is None:
         raise InvalidModel("the size of the input is not known", hint="say it under preprocess: in model.yaml")
     return Recipe((ResizeShort(min(size)), CenterCrop(size)))
+
+
+def highest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """The indices of the `count` highest scores, best first; of equal ones the first first. Sorts no more than it must."""
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    candidates = np.nonzero(scores >= least)[0]
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:count]]
 
 
 def probabilities(scores: NDArray[np.float32]) -> NDArray[np.float32]:

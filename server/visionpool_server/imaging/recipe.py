@@ -285,5 +285,10 @@ class Recipe:
 
 def last_size(steps: Sequence[Step]) -> tuple[int, int] | None:
     """The size that the last step to change it fixes, if it does."""
-    sized = [step for step in steps if not isinstance(step, Gray)]
-    return sized[-1].output_size() if sized else None
+    size: tuple[int, int] | None = None
+    for step in steps:
+        if isinstance(step, PadToStride):
+            size = (size[0] + -size[0] % step.stride, size[1] + -size[1] % step.stride) if size else None
+        elif not isinstance(step, Gray):
+            size = step.output_size()
+    return size

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import BACKENDS, Precision
 from visionpool_server.families import ALIASES, FAMILIES
+from visionpool_server.imaging.recipe import Size
 
 Task = Literal["classification", "detection", "segmentation", "ocr", "tensor"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
+Dimension = Annotated[int, Field(ge=-1, le=2**31 - 1)]  # -1 or 0: left dynamic
+_TAG = "#"  # marks which form of a value was meant; no part of a key's path
 
 
 class _Part(BaseModel):
@@ -26,7 +30,7 @@ class Runtime(_Part):
     backend: str | None = None
     device: str | None = None
     precision: Precision | None = None
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[Dimension, ...]] = {}
     cpu_operators: tuple[str, ...] = ()
     cache_dir: Path | None = None
     options: dict[str, Any] = {}
@@ -44,8 +48,8 @@ class Batching(_Part):
     sizes: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()  # fixed sizes to compile for; others are padded
     max_queue_delay_us: int = Field(0, ge=0, le=10_000_000)
     max_queue_size: int = Field(128, ge=1, le=100_000)
-    timeout_ms: int = Field(30_000, ge=1)
-    hang_timeout_ms: int = Field(60_000, ge=10)  # a worker that takes longer for one batch is replaced
+    timeout_ms: Milliseconds = 30_000
+    hang_timeout_ms: Milliseconds = 60_000  # a worker that takes longer for one batch is replaced
 
 
 class Postprocess(_Part):
@@ -55,6 +59,26 @@ class Postprocess(_Part):
     max_detections: int | None = Field(None, ge=1)
 
 
+def _form(value: Any) -> str:
+    """Which form of `labels` or `workers` a value has, so that only the mistakes of that form are reported."""
+    if isinstance(value, (list, tuple)):
+        return _TAG + "list"
+    return _TAG + "map" if isinstance(value, dict) else _TAG + "plain"
+
+
+Labels = Annotated[
+    Annotated[str, Tag(_TAG + "plain")]
+    | Annotated[tuple[str, ...], Tag(_TAG + "list")]
+    | Annotated[dict[Annotated[int, Field(ge=0, le=1_000_000)], str], Tag(_TAG + "map")],
+    Discriminator(_form),
+]
+WorkerGroups = Annotated[
+    Annotated[Annotated[int, Field(ge=1, le=256)], Tag(_TAG + "plain")]
+    | Annotated[tuple[Workers, ...], Field(min_length=1), Tag(_TAG + "list")],
+    Discriminator(_form),
+]
+
+
 class Bundle(_Part):
     """One model.yaml, or what discovery found instead of one."""
 
@@ -62,13 +86,21 @@ class Bundle(_Part):
     task: Task | None = None
     family: str | None = None
     weights: str | None = None
-    labels: str | tuple[str, ...] | dict[int, str] | None = None  # a file, a list, or a map from id to name
-    input_size: tuple[int, int] | None = None  # (height, width), where neither file nor preprocess says it
+    labels: Labels | None = None  # a file, a list, or a map from id to name
+    input_size: Size | None = None  # (height, width), where neither file nor preprocess says it
     runtime: Runtime = Runtime()
-    workers: int | tuple[Workers, ...] | None = None
+    workers: WorkerGroups | None = None
     batching: Batching = Batching()
     preprocess: tuple[dict[str, Any], ...] | None = None
     postprocess: Postprocess = Postprocess()
+
+    @classmethod
+    def checked(cls, source: object, data: dict[str, Any]) -> Self:
+        """From what the file `source` says. Raises InvalidModel that names the wrong key and the ones allowed."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InvalidModel(f"{source}: {_explained(error)}") from error
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
@@ -93,27 +125,33 @@ class Bundle(_Part):
 
 def read_bundle(path: Path) -> Bundle:
     """The model.yaml at `path`. Raises InvalidModel that names the wrong key and the ones allowed."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidModel(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
+    data = read_yaml(path)
     if data is None:
         data = {}
     if not isinstance(data, dict):
         raise InvalidModel(f"{path}: a map of keys is expected", hint=f"allowed: {', '.join(Bundle.model_fields)}")
+    return Bundle.checked(path, data)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says. Raises InvalidModel where it cannot be read."""
     try:
-        return Bundle.model_validate(data)
-    except ValidationError as error:
-        raise InvalidModel(f"{path}: {_explained(error)}") from error
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except Exception as error:  # PyYAML lets through whatever the values' own constructors raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidModel(f"{path}: not readable as YAML: {reason}") from error
 
 
 def _explained(error: ValidationError) -> str:
     """One line a mistake: the key's path, what is wrong, and for an unknown key the allowed ones."""
     lines = []
     for mistake in error.errors():
-        path = ".".join(str(part) for part in mistake["loc"])
+        location = tuple(part for part in mistake["loc"] if not str(part).startswith(_TAG))
+        path = ".".join(str(part) for part in location)
         if mistake["type"] == "extra_forbidden":
-            lines.append(f"unknown key {path!r}; allowed here: {', '.join(_keys_beside(mistake['loc']))}")
+            lines.append(f"unknown key {path!r}; allowed here: {', '.join(_keys_beside(location))}")
+        elif mistake["type"] == "union_tag_invalid":
+            lines.append(f"{path}: a {type(mistake['input']).__name__} makes no sense here")
         else:
             lines.append(f"{path}: {mistake['msg'].removeprefix('Value error, ')}".removeprefix(": "))
     return "; ".join(lines)

@@ -6,19 +6,17 @@ weights, the metadata inside an ONNX file, and last the shapes of the outputs.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import Signature
 from visionpool_server.models import paddle
-from visionpool_server.models.bundle import Bundle
-from visionpool_server.models.labels import from_map, parse_names
+from visionpool_server.models.bundle import Bundle, read_yaml
+from visionpool_server.models.labels import labels_from, literal
 
 _ULTRALYTICS_TASKS = {"detect": "detection", "classify": "classification"}
 
@@ -35,22 +33,20 @@ def discover(folder: Path, signature: Signature) -> Discovery:
     """Raises InvalidModel for a file that is there but makes no sense."""
     for name, read in (("infer_cfg.yml", paddle.detection), ("inference_cls.yaml", paddle.classification)):
         if (folder / name).exists():
-            return Discovery(read(read_yaml(folder / name)), name)
+            return Discovery(read(_map_from(folder / name)), name)
     if (folder / "metadata.yaml").exists():
-        data = read_yaml(folder / "metadata.yaml")
-        return Discovery(_ultralytics(data, signature), "metadata.yaml")
+        data = _map_from(folder / "metadata.yaml")
+        return Discovery(_ultralytics(data, signature, "metadata.yaml"), "metadata.yaml")
     if "names" in signature.metadata:
-        return Discovery(_ultralytics(_unquoted(signature.metadata), signature), "the file's metadata")
+        source = "the file's metadata"
+        return Discovery(_ultralytics(_unquoted(signature.metadata), signature, source), source)
     family = guess_family(signature, None)
     bundle = Bundle(family=family, task="detection") if family else Bundle()
     return Discovery(bundle, "the shape of its outputs" if family else "nothing")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidModel(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
+def _map_from(path: Path) -> dict[str, Any]:
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise InvalidModel(f"{path}: a map of keys is expected")
     return data
@@ -72,14 +68,11 @@ def guess_family(signature: Signature, classes: int | None) -> str | None:
     return "yolov5" if middle > last else "yolov8"
 
 
-def _ultralytics(data: Mapping[str, Any], signature: Signature) -> Bundle:
+def _ultralytics(data: Mapping[str, Any], signature: Signature, source: str) -> Bundle:
     """From the keys `names`, `task`, `imgsz` that Ultralytics' exports carry (YOLOv5's: `names`, `stride` only)."""
-    names = data.get("names", {})
-    labels = (
-        from_map({int(k): str(v) for k, v in names.items()}) if isinstance(names, Mapping) else tuple(map(str, names))
-    )
+    labels = labels_from(data.get("names", {}))
     task = data.get("task", "detect")
-    if task not in _ULTRALYTICS_TASKS:
+    if not isinstance(task, str) or task not in _ULTRALYTICS_TASKS:
         raise InvalidModel(
             f"the export's task is {task!r}, which is not served yet",
             hint=f"served: {', '.join(_ULTRALYTICS_TASKS)}",
@@ -91,23 +84,17 @@ def _ultralytics(data: Mapping[str, Any], signature: Signature) -> Bundle:
             f"{[spec.shape for spec in signature.outputs]}",
             hint="export it without NMS",
         )
-    found: dict[str, Any] = {"task": _ULTRALYTICS_TASKS[task], "family": family, "labels": labels}
     size = data.get("imgsz")
-    if isinstance(size, int):
-        size = [size, size]
-    return Bundle(**found, input_size=tuple(size) if size else None)
+    found: dict[str, Any] = {
+        "task": _ULTRALYTICS_TASKS[task],
+        "family": family,
+        "labels": labels,
+        "input_size": [size, size] if isinstance(size, int) else size,
+    }
+    return Bundle.checked(source, found)
 
 
 def _unquoted(metadata: Mapping[str, str]) -> dict[str, Any]:
     """ONNX metadata are strings: those that are Python literals become values. Parsed, never evaluated."""
-    values: dict[str, Any] = {"names": dict(enumerate(parse_names(metadata["names"])))}
-    if "task" in metadata:
-        values["task"] = metadata["task"]
-    if "imgsz" in metadata:
-        try:
-            values["imgsz"] = ast.literal_eval(metadata["imgsz"])
-        except (ValueError, SyntaxError) as error:
-            raise InvalidModel(
-                f"the export's metadata has an imgsz that cannot be read: {metadata['imgsz'][:80]!r}"
-            ) from error
-    return values
+    values: dict[str, Any] = {key: literal(metadata[key], key) for key in ("names", "imgsz") if key in metadata}
+    return values | ({"task": metadata["task"]} if "task" in metadata else {})

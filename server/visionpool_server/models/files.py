@@ -41,11 +41,12 @@ def find_models(path: Path) -> list[ModelFiles]:
         raise InvalidModel(f"{path} does not exist", hint="check the path; " + _READS)
     if path.is_file():
         return [_from_file(path)]
-    if model := _from_folder(path):
-        return [model]
     found = [
         model for child in sorted(path.iterdir()) if not child.name.startswith(".") for model in _from_child(child)
     ]
+    model = _from_folder(path)
+    if model and (model.config or model.weights == path or model.folder != path or len(found) <= 1):
+        return [model]  # else the one file beside model folders is a model of a repository
     if not found:
         raise InvalidModel(f"no model in {path}", hint=_READS)
     return found
@@ -53,13 +54,15 @@ def find_models(path: Path) -> list[ModelFiles]:
 
 def _from_file(path: Path) -> ModelFiles:
     if path.name == CONFIG:
-        return ModelFiles(_name(path.parent.resolve()), "1", path.parent, None, path)
+        parent = path.parent.resolve()
+        return ModelFiles(_name(parent), _version(parent), path.parent, _only(weights_in(path.parent)), path)
     if path.suffix not in WEIGHTS:
         raise InvalidModel(f"{path.name} is not a model that can be read", hint=_READS)
     stem = path.stem if path.stem not in _GENERIC_STEMS else _name(path.parent.resolve())
     config = path.parent / CONFIG
     weights = path.parent if path.name == "saved_model.pb" else path
-    return ModelFiles(stem, "1", path.parent, weights, config if config.exists() and _alone(path) else None)
+    version = _version(path.parent.resolve())
+    return ModelFiles(stem, version, path.parent, weights, config if config.exists() and _alone(path) else None)
 
 
 def _alone(path: Path) -> bool:
@@ -86,8 +89,8 @@ def _from_folder(folder: Path) -> ModelFiles | None:
         return ModelFiles(name, newest.name, newest, _only(weights_in(newest)), configured)
     weights = weights_in(folder)
     if config.exists():
-        return ModelFiles(name, "1", folder, _only(weights), config)
-    return ModelFiles(name, "1", folder, weights[0], None) if len(weights) == 1 else None
+        return ModelFiles(name, _version(folder.resolve()), folder, _only(weights), config)
+    return ModelFiles(name, _version(folder.resolve()), folder, weights[0], None) if len(weights) == 1 else None
 
 
 def weights_in(folder: Path) -> list[Path]:
@@ -99,6 +102,11 @@ def weights_in(folder: Path) -> list[Path]:
 
 def _only(weights: list[Path]) -> Path | None:
     return weights[0] if len(weights) == 1 else None
+
+
+def _version(folder: Path) -> str:
+    """A version folder's number, 1 for any other folder."""
+    return folder.name if folder.name.isdecimal() else "1"
 
 
 def _name(folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from visionpool.errors import InvalidModel
 
@@ -33,7 +34,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """One name a line. Lines that are all led by their own number (PaddleClas) lose it."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InvalidModel(
             f"labels: cannot read {path.name}: {error}", hint=f"it is looked for in {path.parent}"
         ) from error
@@ -45,14 +46,28 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines)
 
 
-def parse_names(text: str) -> tuple[str, ...]:
-    """The `names` entry of an Ultralytics export: a Python literal, a map or a list; parsed, never evaluated."""
+def labels_from(names: Any) -> tuple[str, ...]:
+    """The `names` of an Ultralytics export: a map from id to name, or a list. Raises InvalidModel for anything else."""
     try:
-        names = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise InvalidModel(f"the export's metadata has names that cannot be read: {text[:80]!r}") from error
-    if isinstance(names, dict):
-        return from_map({int(key): str(value) for key, value in names.items()})
-    if isinstance(names, (list, tuple)):
-        return tuple(str(name) for name in names)
-    raise InvalidModel(f"the export's metadata has names that are neither a map nor a list: {text[:80]!r}")
+        if isinstance(names, Mapping):
+            return from_map({int(key): label(name) for key, name in names.items()})
+        if isinstance(names, (list, tuple)):
+            return tuple(label(name) for name in names)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidModel(f"the export's names are no map from number to name: {error}") from error
+    raise InvalidModel(f"the export's names are neither a map nor a list but of type {type(names).__name__}")
+
+
+def label(name: Any) -> str:
+    """A name that a file gives to a class, which YAML may have read as a number. Raises InvalidModel for a collection."""
+    if not isinstance(name, (str, int, float)) or (isinstance(name, int) and abs(name) >= 10**18):
+        raise InvalidModel(f"the name of a class is a {type(name).__name__}, not a text")
+    return str(name)
+
+
+def literal(text: str, key: str) -> Any:
+    """The value of a Python literal in a file's metadata: parsed, never evaluated. Raises InvalidModel."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise InvalidModel(f"the export's metadata has {key} that cannot be read: {text[:80]!r}") from error

@@ -27,6 +27,7 @@ from visionpool_server.families import (
     canonical,
     picture_shape,
 )
+from visionpool_server.imaging.recipe import Gray
 from visionpool_server.models.bundle import Bundle, Workers, read_bundle
 from visionpool_server.models.discovery import discover
 from visionpool_server.models.files import ModelFiles, weights_in
@@ -109,7 +110,7 @@ def _weights(files: ModelFiles, bundle: Bundle, backend: str) -> Path | None:
         path = files.folder / bundle.weights
         if not path.exists():
             raise InvalidModel(f"weights: {bundle.weights} is not in {files.folder}")
-        return path
+        return path.parent if path.name == "saved_model.pb" else path
     if files.weights is None and backend != "fake":
         there = ", ".join(path.name for path in weights_in(files.folder)) or "none"
         raise InvalidModel(f"which file has the weights? There: {there}", hint="say weights: FILE in model.yaml")
@@ -135,7 +136,14 @@ def _family_spec(bundle: Bundle, signature: Signature, folder: Path) -> FamilySp
     for name, fixed in bundle.runtime.shapes.items():
         if name not in shapes:
             raise InvalidModel(f"runtime.shapes names {name!r}; the model's inputs are {', '.join(shapes)}")
-        shapes[name] = fixed
+        if len(fixed) != len(shapes[name]):
+            raise InvalidModel(
+                f"runtime.shapes gives {name!r} {len(fixed)} dimensions, and the model has {len(shapes[name])}: "
+                f"{list(shapes[name])}"
+            )
+        shapes[name] = tuple(
+            size if size > 0 else known for size, known in zip(fixed, shapes[name], strict=True)
+        )
     return FamilySpec(
         inputs=shapes,
         outputs={spec.name: spec.shape for spec in signature.outputs},
@@ -157,8 +165,20 @@ def _picture_shape(family: Family, signature: Signature) -> PictureShape:
 
 def _check_size(family: Family, signature: Signature) -> None:
     """The preprocessing must end in the size that the file fixes."""
-    takes, gives = _picture_shape(family, signature).size, family.recipe.output_size()
-    if gives and takes and takes != gives:
+    shape = _picture_shape(family, signature)
+    if shape.channels == 3 and any(isinstance(step, Gray) for step in family.recipe.steps):
+        raise InvalidModel(
+            f"preprocess makes pictures grey, and input {family.image_input!r} takes three channels",
+            hint="leave gray out of preprocess in model.yaml",
+        )
+    takes, gives = shape.size, family.recipe.output_size()
+    if takes and not gives:
+        raise InvalidModel(
+            f"preprocess leaves the size of pictures open, and input {family.image_input!r} takes {takes[0]}x{takes[1]}",
+            hint=f"end preprocess in model.yaml with a step that fixes it, such as resize: [{takes[0]}, {takes[1]}]",
+        )
+    if takes and takes != gives:
+        assert gives is not None
         raise InvalidModel(
             f"preprocess ends in pictures of {gives[0]}x{gives[1]} (height x width), and input {family.image_input!r} "
             f"takes {takes[0]}x{takes[1]}",
