@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+
 from tests.real_server import Server, serving, write_model
 
 

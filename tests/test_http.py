@@ -380,7 +380,10 @@ class TestFastDeploy:
         refused(http.post("/fd/nothing", json={"data": {"image": ""}}), 404, "model_not_found")
 
 
-@pytest.mark.skipif(not (DEMO_MODELS / "shapes").is_dir(), reason="the demo models are not trained yet")
+@pytest.mark.skipif(
+    not all((DEMO_MODELS / name).is_dir() for name in ("shapes", "digits")),
+    reason="the demo models are not trained yet",
+)
 def test_the_demo_models_are_served_where_no_path_is_given(serve: Serve) -> None:
     server = serve()
     listed = httpx.get(f"{server.url}/v1/models").json()["models"]

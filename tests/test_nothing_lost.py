@@ -212,7 +212,7 @@ class Crowd:
             (kind,) = rng.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
             async with places, asyncio.timeout(BOUND):
                 await kind(rng)
-            done[kind.__name__] += 1  # type: ignore[attr-defined]  # it is a method
+            done[kind.__name__] += 1
 
         async with asyncio.TaskGroup() as group:
             for number in requests:
@@ -244,9 +244,8 @@ def crowded(serve: Serve, tmp_path: Path) -> Server:
 def test_of_two_thousand_mixed_requests_none_is_lost_and_the_server_is_as_before(crowded: Server) -> None:
     process = psutil.Process(crowded.process.pid)
     crowd = Crowd(crowded.port)
-    asyncio.run(
-        crowd.run(range(REQUESTS, REQUESTS + 300))
-    )  # afterwards all threads are there, and all that is kept for later
+    warm_up = range(REQUESTS, REQUESTS + 300)  # afterwards all threads are there, and all that is kept for later
+    asyncio.run(crowd.run(warm_up))
     eventually(lambda: open_connections(process) == 0, "idle")
     threads, files, memory = process.num_threads(), process.num_fds(), process.memory_info().rss
 

@@ -135,7 +135,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise InvalidSetting(
             f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="choose another --http-port; 0 takes a free one",
+            hint="choose another --http-port (0 takes a free one) or --host",
         ) from error
     return listener
 

@@ -19,7 +19,7 @@ from visionpool.results import Result
 from visionpool_server.batching import Job
 from visionpool_server.cpu import cpu_count
 from visionpool_server.families import NO_OPTIONS, Options, Tensors
-from visionpool_server.imaging.decode import decode
+from visionpool_server.imaging.decode import decode_reduced
 from visionpool_server.imaging.recipe import Image
 from visionpool_server.models.loader import Model
 from visionpool_server.models.repository import Repository
@@ -91,10 +91,12 @@ class _Entry:
         started = time.monotonic()
         if started >= job.deadline:
             raise DeadlineExceeded("the deadline passed before the picture was decoded")
-        image = decode(self._picture, max_pixels=self._max_pixels)
-        decoded = time.monotonic()
         family = self._model.family
-        prepared = family.prepare(image)
+        fast = self._model.bundle.decode == "fast" and not self._ask.keep_image
+        reduction = {"reduction": family.recipe.reduction} if fast else {}
+        image, size = decode_reduced(self._picture, max_pixels=self._max_pixels, **reduction)
+        decoded = time.monotonic()
+        prepared = family.prepare(image, size)
         job.tensors = prepared.tensors
         job.finish = partial(family.finish, geometry=prepared.geometry, options=self._ask.options)
         job.decode_s, job.prepare_s = decoded - started, time.monotonic() - decoded

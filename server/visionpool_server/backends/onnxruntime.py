@@ -155,7 +155,7 @@ def _providers(device: str) -> list[object]:
     if device == "CPU":
         return ["CPUExecutionProvider"]
     kind, _, index = device.partition(":")
-    if kind != "cuda":
+    if kind != "cuda" or not (index or "0").isdecimal():
         raise BackendUnavailable(
             f"the onnxruntime backend runs on CPU or cuda:N, not on {device}",
             hint="say runtime.backend: openvino",
@@ -182,7 +182,7 @@ def _batching(session: ort.InferenceSession, options: LoadOptions) -> tuple[tupl
     fixed = {spec.shape[0] for spec in map(_spec, session.get_inputs()) if spec.shape} - {None}
     limit = options.max_batch_size or (1 if options.device == "CPU" else 8)
     if not fixed:
-        return options.batch_sizes, max(options.batch_sizes or (limit,))
+        return tuple(sorted(set(options.batch_sizes))), max(options.batch_sizes or (limit,))
     size = next(iter(fixed))
     assert size is not None
     if (options.max_batch_size or size) != size or set(options.batch_sizes) - {size}:

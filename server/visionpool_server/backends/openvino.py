@@ -168,12 +168,16 @@ def _read(weights: Path | None) -> ov.Model:
     if weights is None:
         raise InvalidModel("no weights given", hint="say weights: FILE in model.yaml")
     try:
-        return core().read_model(weights)
-    except RuntimeError as error:
+        model = core().read_model(weights)
+        _Names.of(model)
+    except (RuntimeError, ValueError) as error:  # the binding raises UnicodeDecodeError for names that are no UTF-8
         raise InvalidModel(
             f"OpenVINO cannot read {weights.name}: {_reason(error)}",
             hint="it reads .onnx, .xml with .bin, .pdmodel with .pdiparams, .pb, SavedModel folders and .tflite",
         ) from error
+    if not model.inputs or not model.outputs:
+        raise InvalidModel(f"{weights.name} has no {'outputs' if model.inputs else 'inputs'}", hint="export it again")
+    return model
 
 
 def _metadata(model: ov.Model) -> dict[str, str]:
@@ -383,7 +387,7 @@ def _check_device(device: str) -> None:
         )
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """The telling line of OpenVINO's message: it leads with source positions."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]

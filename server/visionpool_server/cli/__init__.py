@@ -15,6 +15,14 @@ from visionpool_server.cli.predict import predict
 from visionpool_server.cli.serve import EXAMPLES as SERVE_EXAMPLES
 from visionpool_server.cli.serve import serve
 
+EXAMPLES = """[bold]Examples[/bold]
+
+visionpool serve                            the embedded demo models, shapes and digits
+
+visionpool serve yolov8n.onnx               an exported model: nothing to configure
+
+visionpool predict yolov8n.onnx street.jpg  one picture, without a server"""
+
 app = typer.Typer(
     name="visionpool",
     help="Serve exported vision models: pictures in, typed results out.",
@@ -33,7 +41,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=EXAMPLES)
 def _root(
     _version: Annotated[
         bool,

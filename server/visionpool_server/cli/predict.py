@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from visionpool.errors import InvalidImage, InvalidSetting
+from visionpool.errors import InvalidImage, InvalidSetting, TooLarge, UnsupportedMedia
 from visionpool.results import ClassifyResult, DetectionResult, Result
 
 from visionpool_server import settings as flags
@@ -70,11 +70,16 @@ def predict(
     with opened as ask:
         shown = track(pictures, "predicting", console=Console(stderr=True), transient=True, disable=len(pictures) < 3)
         for picture in shown:
-            result = ask(picture)
+            try:
+                result = ask(picture)
+            except (InvalidImage, TooLarge, UnsupportedMedia) as error:
+                error.message = f"{picture}: {error.message}"
+                raise
             if as_json:
                 typer.echo(orjson.dumps({"picture": str(picture), **result.to_dict()}))
             else:
-                console.print(table(picture, result))
+                console.print(str(picture), style="bold", markup=False, soft_wrap=True)
+                console.print(table(result))
             if target:
                 target.write(picture, result, max_pixels)
 
@@ -114,7 +119,7 @@ def _read(picture: Path) -> bytes:
     try:
         return picture.read_bytes()
     except OSError as error:
-        raise InvalidImage(f"{picture}: {os.strerror(error.errno or 0).lower()}") from error
+        raise InvalidImage(os.strerror(error.errno or 0).lower()) from error
 
 
 class _Target:
@@ -133,14 +138,17 @@ class _Target:
         from visionpool_server.imaging.draw import draw, encode
 
         path = self._path / f"{picture.stem}.jpg" if self._folder else self._path
-        path.parent.mkdir(parents=True, exist_ok=True)
         annotated = draw(decode(picture.read_bytes(), max_pixels=max_pixels), result)
-        path.write_bytes(encode(annotated, "png" if path.suffix.lower() == ".png" else "jpeg"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(annotated, "png" if path.suffix.lower() == ".png" else "jpeg"))
+        except OSError as error:
+            raise InvalidSetting(f"--save {path}: {os.strerror(error.errno or 0).lower()}") from error
 
 
-def table(picture: Path, result: Result) -> Table:
+def table(result: Result) -> Table:
     """A result for the eye."""
-    shown = Table(title=str(picture), title_justify="left", title_style="bold")
+    shown = Table()
     match result:
         case DetectionResult():
             for column in ("label", "score", "xmin", "ymin", "xmax", "ymax"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from visionpool.errors import InvalidModel, InvalidOption
 from visionpool.results import Result
 
-from visionpool_server.imaging.recipe import Geometry, Image, Recipe
+from visionpool_server.imaging.recipe import Geometry, Image, Recipe, Size
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -86,7 +86,8 @@ class Family(Protocol):
     labels: tuple[str, ...]
     accepts: frozenset[str]  # the options that mean something to it
 
-    def prepare(self, image: Image) -> Prepared: ...
+    def prepare(self, image: Image, size: Size | None = None) -> Prepared:
+        """`size`: (height, width) of the original, where `image` was decoded smaller."""
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
         """The outputs of each of the `count` pictures of a batch."""

@@ -19,7 +19,7 @@ from visionpool_server.families import (
     label_of,
     split_by_row,
 )
-from visionpool_server.imaging.recipe import CenterCrop, Geometry, Image, Recipe, ResizeShort
+from visionpool_server.imaging.recipe import CenterCrop, Geometry, Image, Recipe, ResizeShort, Size
 
 
 class Classification:
@@ -40,8 +40,8 @@ class Classification:
         self._defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels
 
-    def prepare(self, image: Image) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image)
+    def prepare(self, image: Image, size: Size | None = None) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image, size)
         return Prepared({self.image_input: prepared}, geometry)
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:

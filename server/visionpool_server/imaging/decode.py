@@ -3,7 +3,7 @@
     bytes -> `read_header` -> size check -> first frame alone -> OpenCV -> 8-bit RGB on white -> upright
 
 The size is known, and refused, before a decoder sees the bytes. Where formats leave room, Pillow is the
-reference for what is accepted and how it looks; tests/test_decode.py lists where we differ, and why.
+reference for what is accepted and how it looks; tests/test_decode_corpus.py says where we differ, and why.
 
 stderr: OpenCV's own log is switched off here, for the whole process, since it prints its source paths for
 every bad picture of a client. libjpeg and libpng write to file descriptor 2 themselves. PNGs are checked and
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from visionpool.errors import InvalidImage, TooLarge, UnsupportedMedia
 
 from .flatten import flatten
-from .formats import avif, gif, png
+from .formats import avif, gif, jpeg, png
 from .formats.header import corrupt
 from .headers import FORMATS, Data, Header, as_view, read_header, sniff
 
@@ -35,6 +35,13 @@ MAX_SIDE = 1 << 20  # OpenCV's CV_IO_MAX_IMAGE_WIDTH and _HEIGHT
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_REDUCED = {  # the "grayscale" flags only carry the factor: with a colour flag beside them the result is in colour
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+_LAST_LEVEL = 4  # EXIF orientations above it turn the picture on its side
 _FIRST_FRAME: dict[str, Callable[[memoryview], bytes | memoryview]] = {
     png.NAME: png.first_frame,
     gif.NAME: gif.first_frame,
@@ -58,11 +65,28 @@ def decode(data: Data, *, max_pixels: int = 50_000_000) -> NDArray[np.uint8]:
     and `TooLarge` (more than `max_pixels`; nothing has been decoded then). A JPEG without its end marker is
     truncated unless its decoder had every pixel already, as with Pillow; bytes behind the end do not matter.
     """
+    return decode_reduced(data, max_pixels=max_pixels)[0]
+
+
+def decode_reduced(
+    data: Data, *, max_pixels: int, reduction: Callable[[int, int], int] = lambda _height, _width: 1
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """As `decode`, but a JPEG may come out smaller; with the (height, width) of the picture in full.
+
+    `reduction(height, width)` gives 1, 2, 4 or 8: so many times smaller, rounded up. libjpeg scales inside the DCT, which
+    averages pixels and costs a fraction of decoding them all. Other formats come in full.
+    """
     view = as_view(data)
     header = read_header(view)
     _check_size(header, max_pixels)
+    size = (header.height, header.width) if header.orientation <= _LAST_LEVEL else (header.width, header.height)
+    times = reduction(*size) if header.format == jpeg.NAME and not header.raw else 1
     cut = _FIRST_FRAME.get(header.format)
-    pixels = _imdecode(cut(view) if cut else view, header)
+    return _as_shown(_imdecode(cut(view) if cut else view, header, times), header), size
+
+
+def _as_shown(pixels: NDArray[Any], header: Header) -> NDArray[np.uint8]:
+    """What OpenCV decoded as a viewer shows it: flat, in full range, upright."""
     if header.raw:
         pixels = flatten(pixels, header)
     if header.inverted:
@@ -77,6 +101,8 @@ def decode(data: Data, *, max_pixels: int = 50_000_000) -> NDArray[np.uint8]:
 
 def _check_size(header: Header, max_pixels: int) -> None:
     size = f"{header.width}x{header.height}"
+    if header.largest > header.width * header.height:
+        size += f" (made of pieces of up to {header.largest})"
     if header.pixels > max_pixels:
         raise TooLarge(
             f"the {header.format} is too large: {size} pixels, the limit is {max_pixels} in all",
@@ -89,12 +115,11 @@ def _check_size(header: Header, max_pixels: int) -> None:
         )
 
 
-def _imdecode(data: bytes | memoryview, header: Header) -> NDArray[Any]:
-    """What OpenCV makes of the bytes; its ways to fail become our errors."""
+def _imdecode(data: bytes | memoryview, header: Header, times: int = 1) -> NDArray[Any]:
+    """What OpenCV makes of the bytes, `times` smaller; its ways to fail become our errors."""
+    flags = cv2.IMREAD_UNCHANGED if header.raw else _COLOR | _REDUCED[times]
     try:
-        pixels: NDArray[Any] | None = cv2.imdecode(
-            np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED if header.raw else _COLOR
-        )
+        pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         pixels = None
     if pixels is None:
@@ -103,7 +128,7 @@ def _imdecode(data: bytes | memoryview, header: Header) -> NDArray[Any]:
                 f"{header.format} is not read by the OpenCV of this server", hint="send it as JPEG or PNG"
             )
         raise InvalidImage(f"the {header.format} is truncated or corrupt", hint="open it in a viewer and save it again")
-    if pixels.shape[:2] != (header.height, header.width):
+    if pixels.shape[:2] != (-(-header.height // times), -(-header.width // times)):
         raise corrupt(header.format, "its data and its header disagree about the size")
     return pixels
 

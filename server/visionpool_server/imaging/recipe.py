@@ -78,8 +78,11 @@ class Step(Protocol):
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]: ...
 
-    def output_size(self) -> tuple[int, int] | None:
+    def output_size(self) -> Size | None:
         """(height, width) where the step fixes it, else None."""
+
+    def ratio(self, height: int, width: int) -> float:
+        """How much larger it makes a picture of that size, in the direction in which it shrinks it least."""
 
 
 def _resized(
@@ -122,6 +125,10 @@ class Resize:
     def output_size(self) -> tuple[int, int] | None:
         return None if self.keep_ratio else self.size
 
+    def ratio(self, height: int, width: int) -> float:
+        ratios = self.size[0] / height, self.size[1] / width
+        return min(ratios) if self.keep_ratio else max(ratios)
+
 
 @dataclass(frozen=True, slots=True)
 class ResizeShort:
@@ -147,6 +154,9 @@ class ResizeShort:
     def output_size(self) -> tuple[int, int] | None:
         return None
 
+    def ratio(self, height: int, width: int) -> float:
+        return self.size / min(height, width)
+
 
 @dataclass(frozen=True, slots=True)
 class CenterCrop:
@@ -164,6 +174,9 @@ class CenterCrop:
 
     def output_size(self) -> tuple[int, int] | None:
         return self.size
+
+    def ratio(self, height: int, width: int) -> float:  # noqa: ARG002  a protocol's signature
+        return 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +200,9 @@ class Letterbox:
     def output_size(self) -> tuple[int, int] | None:
         return self.size
 
+    def ratio(self, height: int, width: int) -> float:
+        return min(self.size[0] / height, self.size[1] / width)
+
 
 @dataclass(frozen=True, slots=True)
 class Pad:
@@ -203,6 +219,9 @@ class Pad:
     def output_size(self) -> tuple[int, int] | None:
         return self.size
 
+    def ratio(self, height: int, width: int) -> float:  # noqa: ARG002  a protocol's signature
+        return 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class PadToStride:
@@ -218,6 +237,9 @@ class PadToStride:
     def output_size(self) -> tuple[int, int] | None:
         return None
 
+    def ratio(self, height: int, width: int) -> float:  # noqa: ARG002  a protocol's signature
+        return 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Gray:
@@ -228,6 +250,9 @@ class Gray:
 
     def output_size(self) -> tuple[int, int] | None:
         return None
+
+    def ratio(self, height: int, width: int) -> float:  # noqa: ARG002  a protocol's signature
+        return 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,9 +290,14 @@ class Recipe:
     steps: tuple[Step, ...] = ()
     arithmetic: Arithmetic = Arithmetic()
 
-    def prepare(self, image: Image) -> tuple[Image, Geometry]:
-        """The steps, one after the other. The result may be a view, and need not be contiguous."""
-        geometry = Geometry(image.shape[0], image.shape[1])
+    def prepare(self, image: Image, size: Size | None = None) -> tuple[Image, Geometry]:
+        """The steps, one after the other. The result may be a view, and need not be contiguous.
+
+        `size`: (height, width) of the original, where `image` was decoded smaller.
+        """
+        rows, columns = image.shape[:2]
+        height, width = size or (rows, columns)
+        geometry = Geometry(height, width, columns / width, rows / height)
         for step in self.steps:
             image, geometry = step(image, geometry)
         return image, geometry
@@ -277,6 +307,11 @@ class Recipe:
         grey = any(isinstance(step, Gray) for step in self.steps)
         arithmetic = Arithmetic(self.arithmetic.scale, self.arithmetic.mean[:1], self.arithmetic.std[:1])
         return Recipe(self.steps if grey else (*self.steps, Gray()), arithmetic)
+
+    def reduction(self, height: int, width: int) -> int:
+        """How many times smaller, 1, 2, 4 or 8, a picture of that size may be decoded: the first step shrinks it as much."""
+        ratio = self.steps[0].ratio(height, width) if self.steps else 1.0
+        return next((times for times in (8, 4, 2) if ratio * times <= 1), 1)
 
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of every prepared picture, or None where it depends on the picture."""

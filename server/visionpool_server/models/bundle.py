@@ -92,6 +92,7 @@ class Bundle(_Part):
     workers: WorkerGroups | None = None
     batching: Batching = Batching()
     preprocess: tuple[dict[str, Any], ...] | None = None
+    decode: Literal["exact", "fast"] = "exact"  # fast: JPEGs over twice the model's size are decoded smaller
     postprocess: Postprocess = Postprocess()
 
     @classmethod

@@ -141,9 +141,7 @@ def _family_spec(bundle: Bundle, signature: Signature, folder: Path) -> FamilySp
                 f"runtime.shapes gives {name!r} {len(fixed)} dimensions, and the model has {len(shapes[name])}: "
                 f"{list(shapes[name])}"
             )
-        shapes[name] = tuple(
-            size if size > 0 else known for size, known in zip(fixed, shapes[name], strict=True)
-        )
+        shapes[name] = tuple(size if size > 0 else known for size, known in zip(fixed, shapes[name], strict=True))
     return FamilySpec(
         inputs=shapes,
         outputs={spec.name: spec.shape for spec in signature.outputs},

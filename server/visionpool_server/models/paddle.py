@@ -177,7 +177,11 @@ def _first(value: Any) -> float:
 
 
 def _interpolation(value: Any) -> str:
-    known = _INTERPOLATIONS.get(value) if isinstance(value, int) else _NAMED_INTERPOLATIONS.get(value if isinstance(value, str) else "")
+    known = (
+        _INTERPOLATIONS.get(value)
+        if isinstance(value, int)
+        else _NAMED_INTERPOLATIONS.get(value if isinstance(value, str) else "")
+    )
     if known is None:
         raise InvalidModel(
             f"the interpolation {_shown(value)} is not known", hint=f"known: {', '.join(_NAMED_INTERPOLATIONS)}"
