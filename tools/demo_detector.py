@@ -44,9 +44,7 @@ class PartialStage(nn.Module):
         self.half = half
         self.residual = residual
         self.enter = ConvUnit(inputs, 2 * half, kernel=1)
-        self.pairs = nn.ModuleList(
-            nn.Sequential(ConvUnit(half, half), ConvUnit(half, half)) for _ in range(depth)
-        )
+        self.pairs = nn.ModuleList(nn.Sequential(ConvUnit(half, half), ConvUnit(half, half)) for _ in range(depth))
         self.leave = ConvUnit((2 + depth) * half, outputs, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -279,9 +279,7 @@ def _painted(
 def _camera(rng: Rng, image: Image) -> Image:
     """Light, blur, grain and JPEG blocks, each only sometimes: (H, W, 3) uint8 in and out."""
     if rng.random() < 0.5:
-        image = np.asarray(
-            cv2.convertScaleAbs(image, alpha=rng.uniform(0.6, 1.15), beta=rng.uniform(0, 30)), np.uint8
-        )
+        image = np.asarray(cv2.convertScaleAbs(image, alpha=rng.uniform(0.6, 1.15), beta=rng.uniform(0, 30)), np.uint8)
     if rng.random() < 0.35:
         sigma = rng.uniform(0.4, 1.4) * max(image.shape) / MAX_WIDTH
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.uint8)

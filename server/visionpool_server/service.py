@@ -60,9 +60,9 @@ class Service:
         model.pool.admit()
         try:
             async with asyncio.timeout(timeout):
-                if not model.pool.prepares:
-                    await asyncio.get_running_loop().run_in_executor(self._stages, job.ready)
-                model.pool.submit(job)
+                loop = asyncio.get_running_loop()
+                if model.pool.prepares or await loop.run_in_executor(self._stages, job.ready):
+                    model.pool.submit(job)
                 await _settled(job)
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {timeout:g} s", hint="raise timeout_ms, or send less") from error

@@ -117,11 +117,11 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     task = asyncio.current_task()
     assert task is not None
     gone = asyncio.ensure_future(request.receive())
-    hung_up = False
+    hung_up, over = False, False
 
     def stop(done: asyncio.Future[Any]) -> None:
         nonlocal hung_up
-        if not done.cancelled():
+        if not over and not done.cancelled():
             hung_up = True
             task.cancel()
 
@@ -134,7 +134,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         task.uncancel()
         raise Cancelled("the client went away") from None
     finally:
-        gone.remove_done_callback(stop)
+        over = True  # `stop` may be due already, and what follows is not to be cancelled
         gone.cancel()
 
 
