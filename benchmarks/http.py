@@ -75,7 +75,9 @@ def measure(name: str, data: Path, concurrencies: list[int], seconds: float, rou
     with tempfile.TemporaryDirectory() as folder, server((data / weights).parent) as address:
         picture = picture_of(data / source, size, Path(folder))
         loop = Loop(name, data / weights, picture.read_bytes())
-        print(f"\n{name}, {size[0]}x{size[1]} JPEG of {picture.stat().st_size // 1024} KiB, {rounds} rounds of {seconds:g} s")
+        print(
+            f"\n{name}, {size[0]}x{size[1]} JPEG of {picture.stat().st_size // 1024} KiB, {rounds} rounds of {seconds:g} s"
+        )
         loop.measure(1.0)
         ask(address, name, picture, 8, 1.0)
         bare: list[float] = []

@@ -49,7 +49,7 @@ class Caller(asyncio.Protocol):
             self.errors += not self._buffer.startswith(b"HTTP/1.1 200")
             self._ask()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  a protocol's signature
         self._done.set()
 
 

@@ -65,3 +65,10 @@ def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     limits = ("--max-body-mb", 1, "--body-timeout", 1.5, "--max-pixels", 1_000_000)
     with serving(folder, *limits) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def demo_server() -> Iterator[Server]:
+    """A server started without arguments: the embedded demo models."""
+    with serving() as server:
+        yield server

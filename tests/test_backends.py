@@ -170,7 +170,9 @@ def test_a_model_that_fixes_its_batch_serves_single_pictures(backend: str, tmp_p
 @every_backend
 @pytest.mark.parametrize("asked", [{"max_batch_size": 4}, {"batch_sizes": (1, 4)}])
 def test_a_model_that_fixes_its_batch_says_so_when_more_is_asked(backend: str, asked: Any, tmp_path: Path) -> None:
-    with pytest.raises(InvalidModel, match=r"batch.*\(export it with a dynamic batch dimension, or say batching.max_batch"):
+    with pytest.raises(
+        InvalidModel, match=r"batch.*\(export it with a dynamic batch dimension, or say batching.max_batch"
+    ):
         load(one_at_a_time(tmp_path / "m.onnx"), backend, **asked)
 
 
@@ -332,7 +334,9 @@ def test_closing_an_engine_leaves_a_running_context_alone(backend: str, tmp_path
 
 @every_backend
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pb", ".tflite", ".pdmodel", ".txt"])
-@pytest.mark.parametrize("content", [b"", b"junk", b"\0" * 1000, b"<net>", b"<?xml version='1.0'?><net name='x' version='11'/>"])
+@pytest.mark.parametrize(
+    "content", [b"", b"junk", b"\0" * 1000, b"<net>", b"<?xml version='1.0'?><net name='x' version='11'/>"]
+)
 def test_a_file_that_is_no_model_is_refused_with_its_name(
     suffix: str, content: bytes, backend: str, tmp_path: Path
 ) -> None:

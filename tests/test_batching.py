@@ -97,6 +97,13 @@ class TestLeavingOut:
         queue_of(one).take(8)
         assert not one.future.cancel()
 
+    def test_nothing_more_is_done_for_a_caller_who_leaves_while_a_worker_has_its_picture(self) -> None:
+        one = job()
+        one.prepare = lambda preparing: preparing.give_up()  # it leaves in the middle of the decoding
+        assert queue_of(one).take(8) == [one]
+        assert not one.ready()
+        assert not one.claim()
+
     def test_a_late_picture_fails_before_it_costs_anything(self) -> None:
         late, good = job(deadline=time.monotonic() - 1), job(deadline=time.monotonic() + BOUND)
         assert queue_of(late, good).take(8) == [good]

@@ -24,9 +24,13 @@ SCALARS = st.one_of(
     st.dates(),
     st.sampled_from(["1.0/255.0", "__import__('os')", "../../x", "\x00", "yolov8", "openvino", "CPU", 10**4000, -1, 0]),
 )
-KEYS = st.one_of(st.sampled_from([*Bundle.model_fields, "device", "count", "size", "sizes"]), st.text(max_size=4), st.integers())
+KEYS = st.one_of(
+    st.sampled_from([*Bundle.model_fields, "device", "count", "size", "sizes"]), st.text(max_size=4), st.integers()
+)
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)), max_leaves=12
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=12,
 )
 
 
@@ -76,7 +80,10 @@ def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
     ("content", "says"),
     [
         ({"lables": ["a"]}, r"unknown key 'lables'; allowed here: name, task, family, weights, labels"),
-        ({"runtime": {"devise": "CPU"}}, r"unknown key 'runtime.devise'; allowed here: backend, device, precision, shapes"),
+        (
+            {"runtime": {"devise": "CPU"}},
+            r"unknown key 'runtime.devise'; allowed here: backend, device, precision, shapes",
+        ),
         ({"workers": [{"device": "CPU"}, {"n": 2}]}, r"unknown key 'workers.1.n'; allowed here: device, count"),
         ({"batching": {"size": 2}}, r"unknown key 'batching.size'; allowed here: max_batch_size, sizes, "),
         ({"postprocess": {"nms": 1}}, r"unknown key 'postprocess.nms'; allowed here: score_threshold, iou_threshold"),
@@ -176,7 +183,9 @@ def test_whatever_a_file_says_only_setup_errors_come_out(tmp_path: Path, content
         assert error.message
 
 
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))))
+@given(
+    st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
+)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_bytes_a_file_has_only_setup_errors_come_out(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.yaml").write_bytes(data)

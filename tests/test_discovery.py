@@ -53,7 +53,9 @@ def config(folder: Path, content: object, name: str = "model.yaml") -> None:
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("names", [str(NAMES), str(list(NAMES.values())), str(tuple(NAMES.values()))])
 def test_an_ultralytics_onnx_needs_no_configuration(tmp_path: Path, names: str, backend: str) -> None:
-    model = load(tiny_models.yolov8(tmp_path / "street.onnx", metadata={**ULTRALYTICS, "names": names}), backend=backend)
+    model = load(
+        tiny_models.yolov8(tmp_path / "street.onnx", metadata={**ULTRALYTICS, "names": names}), backend=backend
+    )
     assert (model.name, model.task, model.family_name) == ("street", "detection", "yolov8")
     assert model.family.labels == ("cat", "dog", "cow")
     assert model.family.recipe.steps == (Letterbox((64, 64)),)
@@ -133,7 +135,9 @@ def test_hostile_names_are_refused_and_never_evaluated(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("imgsz", ["open('pwned', 'w')", "[640]", "[640, 0]", "[1, 2, 3]", "'x'", "{", "-1", "[1e9, 1]"])
+@pytest.mark.parametrize(
+    "imgsz", ["open('pwned', 'w')", "[640]", "[640, 0]", "[1, 2, 3]", "'x'", "{", "-1", "[1e9, 1]"]
+)
 def test_a_hostile_imgsz_is_refused(imgsz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     signature = Signature((), (TensorSpec("y", (1, 7, 64), "float32"),), {**ULTRALYTICS, "imgsz": imgsz})
@@ -297,7 +301,19 @@ def test_a_scale_written_as_a_quotient_is_parsed(scale: object) -> None:
 
 @pytest.mark.parametrize(
     "scale",
-    ["__import__('os').system('touch pwned')", "1/0", "1/255/2", "1e999999", "nan", "9**9**9", "", [], {}, 10**4000, -1],
+    [
+        "__import__('os').system('touch pwned')",
+        "1/0",
+        "1/255/2",
+        "1e999999",
+        "nan",
+        "9**9**9",
+        "",
+        [],
+        {},
+        10**4000,
+        -1,
+    ],
 )
 def test_a_hostile_scale_is_refused_and_never_evaluated(
     scale: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -339,7 +355,12 @@ def test_a_paddle_file_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(InvalidModel, match=says) as caught:
         parse(data)
-    assert "infer_cfg.yml" in str(caught.value) or "inference_cls.yaml" in str(caught.value) or "size" in says or "name" in says
+    assert (
+        "infer_cfg.yml" in str(caught.value)
+        or "inference_cls.yaml" in str(caught.value)
+        or "size" in says
+        or "name" in says
+    )
 
 
 WORDS = ["Preprocess", "type", "Resize", "NormalizeImage", "Pad", "PadStride", "LetterBoxResize", "target_size", "size"]
@@ -378,7 +399,9 @@ def test_whatever_infer_cfg_says_only_setup_errors_come_out(data: dict[str, Any]
 
 @given(STEPS, TREES, TREES)
 @settings(max_examples=300, deadline=None)
-def test_whatever_inference_cls_says_only_setup_errors_come_out(steps: list[Any], other: object, finish: object) -> None:
+def test_whatever_inference_cls_says_only_setup_errors_come_out(
+    steps: list[Any], other: object, finish: object
+) -> None:
     for data in (
         {"PreProcess": {"transform_ops": steps}, "PostProcess": finish},
         {"PreProcess": other, "PostProcess": {"Topk": finish}},
@@ -446,7 +469,12 @@ def test_model_yaml_overrides_what_was_discovered(tmp_path: Path) -> None:
     tiny_models.yolov8(tmp_path / "m" / "street.onnx", metadata=ULTRALYTICS)
     config(
         tmp_path / "m",
-        {"name": "other", "labels": ["x", "y", "z"], "postprocess": {"iou_threshold": 0.3}, "batching": {"sizes": [1, 2]}},
+        {
+            "name": "other",
+            "labels": ["x", "y", "z"],
+            "postprocess": {"iou_threshold": 0.3},
+            "batching": {"sizes": [1, 2]},
+        },
     )
     model = load(tmp_path / "m")
     assert (model.name, model.family_name, model.source) == ("other", "yolov8", "model.yaml")
@@ -462,12 +490,21 @@ def test_model_yaml_overrides_what_was_discovered(tmp_path: Path) -> None:
         ({"weights": "a\0b"}, r"weights: "),
         ({"labels": "gone.txt"}, r"labels: cannot read gone.txt"),
         ({"family": "picodet"}, r"pairs of 3-D outputs"),
-        ({"family": "classification"}, r"a classifier's output is \(pictures, classes\); this model's is \(None, 7, 64\)"),
+        (
+            {"family": "classification"},
+            r"a classifier's output is \(pictures, classes\); this model's is \(None, 7, 64\)",
+        ),
         ({"preprocess": []}, r"leaves the size of pictures open, and input 'images' takes 64x64 .*resize: \[64, 64\]"),
         ({"preprocess": [{"resize_short": 64}]}, r"leaves the size of pictures open"),
         ({"preprocess": [{"letterbox": 32}]}, r"ends in pictures of 32x32 .* input 'images' takes 64x64 \(change"),
-        ({"preprocess": [{"resize": 64}, {"gray": None}]}, r"makes pictures grey, and input 'images' takes three channels"),
-        ({"runtime": {"shapes": {"image": [1, 3, 64, 64]}}}, r"runtime.shapes names 'image'; the model's inputs are images"),
+        (
+            {"preprocess": [{"resize": 64}, {"gray": None}]},
+            r"makes pictures grey, and input 'images' takes three channels",
+        ),
+        (
+            {"runtime": {"shapes": {"image": [1, 3, 64, 64]}}},
+            r"runtime.shapes names 'image'; the model's inputs are images",
+        ),
         ({"runtime": {"shapes": {"images": [1, 3, 64]}}}, r"3 dimensions"),
         ({"runtime": {"device": "GPU.7"}}, r"no device 'GPU.7' on this machine; it finds CPU"),
         ({"runtime": {"options": {"NO_SUCH_OPTION": 1}}}, r"NO_SUCH_OPTION"),
@@ -484,7 +521,9 @@ def test_a_model_yaml_that_does_not_fit_the_file_is_explained(tmp_path: Path, co
     assert re.search(says, str(caught.value)), str(caught.value)
 
 
-@pytest.mark.parametrize("preprocess", [None, [{"resize": 32}], [{"resize": 32}, {"gray": None}, {"normalize": {"mean": 0.5}}]])
+@pytest.mark.parametrize(
+    "preprocess", [None, [{"resize": 32}], [{"resize": 32}, {"gray": None}, {"normalize": {"mean": 0.5}}]]
+)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_a_model_of_one_channel_gets_grey_pictures(tmp_path: Path, layout: str, preprocess: Any) -> None:
     tiny_models.classifier(tmp_path / "m.onnx", channels=1, layout=layout)
@@ -519,7 +558,11 @@ def found(path: Path) -> list[tuple[str, str, str | None]]:
         (["a/best.xml", "a/best.bin"], "a/best.xml", [("a", "1", "best.xml")]),
         (["a/saved_model.pb", "a/variables/x"], "a", [("a", "1", "a")]),
         (["a/saved_model.pb", "a/variables/x"], "a/saved_model.pb", [("a", "1", "a")]),
-        (["r/a/x.onnx", "r/b/y.tflite", "r/c.pb"], "r", [("a", "1", "x.onnx"), ("b", "1", "y.tflite"), ("c", "1", "c.pb")]),
+        (
+            ["r/a/x.onnx", "r/b/y.tflite", "r/c.pb"],
+            "r",
+            [("a", "1", "x.onnx"), ("b", "1", "y.tflite"), ("c", "1", "c.pb")],
+        ),
         (["r/x.onnx", "r/y.onnx"], "r", [("x", "1", "x.onnx"), ("y", "1", "y.onnx")]),
         (["a/1/m.onnx", "a/2/m.onnx", "a/10/m.onnx"], "a", [("a", "10", "m.onnx")]),
         (["a/1/m.onnx", "a/2/notes.txt"], "a", [("a", "1", "m.onnx")]),
@@ -531,7 +574,9 @@ def found(path: Path) -> list[tuple[str, str, str | None]]:
         (["r/.hidden/x.onnx", "r/a/x.onnx", "r/notes.txt"], "r", [("a", "1", "x.onnx")]),
     ],
 )
-def test_models_are_found(tmp_path: Path, names: list[str], path: str, expected: list[tuple[str, str, str | None]]) -> None:
+def test_models_are_found(
+    tmp_path: Path, names: list[str], path: str, expected: list[tuple[str, str, str | None]]
+) -> None:
     assert found(touch(tmp_path, *names) / path) == expected
 
 
@@ -544,7 +589,9 @@ def test_models_are_found(tmp_path: Path, names: list[str], path: str, expected:
         (["r/a/notes.txt"], "r", r"no model in "),
     ],
 )
-def test_where_there_is_no_model_the_message_says_what_one_is(tmp_path: Path, names: list[str], path: str, says: str) -> None:
+def test_where_there_is_no_model_the_message_says_what_one_is(
+    tmp_path: Path, names: list[str], path: str, says: str
+) -> None:
     with pytest.raises(InvalidModel) as caught:
         find_models(touch(tmp_path, *names) / path)
     assert re.search(says, str(caught.value))

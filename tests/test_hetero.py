@@ -207,7 +207,9 @@ def test_an_operator_that_the_model_does_not_have_is_answered_with_those_it_has(
     model: Path, elsewhere: Elsewhere[..., Any]
 ) -> None:
     message = refusal(elsewhere, model, device=HETERO, cpu_operators=("MulticlassNms", "Sigmoid"))
-    assert message.startswith("cpu_operators names MulticlassNms, which the model does not have (it has Add, Concat, Conv")
+    assert message.startswith(
+        "cpu_operators names MulticlassNms, which the model does not have (it has Add, Concat, Conv"
+    )
     assert "Parameter" not in message
 
 
@@ -215,9 +217,7 @@ def test_an_operator_that_the_model_does_not_have_is_answered_with_those_it_has(
     ("device", "advice"),
     [("SIMCPU", "say runtime.device: HETERO:SIMCPU,CPU"), ("CPU", "HETERO:GPU,CPU, or leave cpu_operators out")],
 )
-def test_cpu_operators_need_two_devices(
-    model: Path, elsewhere: Elsewhere[..., Any], device: str, advice: str
-) -> None:
+def test_cpu_operators_need_two_devices(model: Path, elsewhere: Elsewhere[..., Any], device: str, advice: str) -> None:
     message = refusal(elsewhere, model, device=device, cpu_operators=("Sigmoid",))
     assert f"the device is {device}" in message
     assert advice in message
@@ -249,7 +249,9 @@ def test_an_operator_missing_on_the_device_is_named_with_the_setting_that_fixes_
     )
 
 
-@pytest.mark.parametrize("options", [{"device": "CPU"}, {"device": HETERO}, {"device": HETERO, "cpu_operators": ("Swirl",)}])
+@pytest.mark.parametrize(
+    "options", [{"device": "CPU"}, {"device": HETERO}, {"device": HETERO, "cpu_operators": ("Swirl",)}]
+)
 def test_an_operator_missing_on_all_devices_is_named_with_what_is_left(
     swirling: Path, elsewhere: Elsewhere[..., Any], options: dict[str, Any]
 ) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from visionpool_server.cpu import cpu_count
 
 from tests.conftest import Serve
 from tests.real_server import Server, picture, scores, shares, write_model
@@ -231,12 +232,16 @@ def open_connections(process: psutil.Process) -> int:
     return sum(connection.status == psutil.CONN_ESTABLISHED for connection in process.net_connections("tcp4"))
 
 
-@pytest.fixture
-def crowded(serve: Serve, tmp_path: Path) -> Server:
-    """A server that is soon full: one worker, batches of 8 that take 4 ms, a queue of 8."""
-    folder = write_model(
-        tmp_path / "colours", {"latency_ms": 4}, workers=1, batching={"max_batch_size": 8, "max_queue_size": 8}
-    )
+@pytest.fixture(params=["batches", "worker-prepares"])
+def crowded(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Server:
+    """A server that is soon full, of either kind: one worker and batches of 8 that take 4 ms, their pictures prepared
+    by stage threads; or a worker for each core, which prepares picture by picture itself."""
+    if request.param == "batches":
+        options, workers, batch = {"latency_ms": 4}, 1, 8
+    else:
+        options, workers, batch = {"latency_ms": 1, "on_cpu": True}, cpu_count(), 1
+    batching = {"max_batch_size": batch, "max_queue_size": 8}
+    folder = write_model(tmp_path / "colours", options, workers=workers, batching=batching)
     limits = ("--max-body-mb", 1, "--max-pixels", 1_000_000, "--body-timeout", BODY_SECONDS)
     return serve(folder, *limits)
 

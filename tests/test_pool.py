@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from visionpool.errors import InferenceFailed, InternalError, InvalidOption, QueueFull, Unavailable, VisionpoolError
 from visionpool_server.backends import LoadOptions, Placement
-from visionpool_server.backends.fake import FakeContext, FakeEngine
+from visionpool_server.backends.fake import FakeContext, FakeEngine, WorkerKilled
 from visionpool_server.batching import Job, Tensors
 from visionpool_server.families import split_by_row
 from visionpool_server.pool import Pool, PoolOptions
@@ -70,7 +70,7 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 class Gate:
     """An engine whose batches wait until `open` is set: what is queued meanwhile forms the next batch."""
 
-    contexts = 1
+    contexts, on_cpu = 1, False
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
@@ -186,6 +186,71 @@ class TestBatches:
         batch = stack(items, 4)["images"]
         assert batch.shape == (4, 2, 2, 3)
         assert batch[:, 0, 0, 0].tolist() == [5, 7, 7, 7]
+
+
+class TestPreparing:
+    """Where each core has a worker, the workers decode and prepare too; elsewhere pictures come prepared."""
+
+    @pytest.mark.parametrize(
+        ("engine", "workers", "prepares"),
+        [
+            ({"on_cpu": True, "batch": 1}, 64, True),
+            ({"on_cpu": True, "batch": 8}, 64, False),
+            ({"on_cpu": False, "batch": 1}, 64, False),
+        ],
+    )
+    def test_workers_prepare_where_each_core_has_one(self, engine: Any, workers: int, prepares: bool) -> None:
+        made = make_engine({"on_cpu": engine["on_cpu"]}, batch=engine["batch"])
+        assert Pool("fake", [(made, workers)], split_by_row).prepares is prepares
+
+    def test_a_picture_is_prepared_by_the_worker_that_takes_it(self, pools: Pools) -> None:
+        threads = []
+
+        def prepare(job: Job) -> None:
+            threads.append(threading.current_thread().name)
+            job.tensors, job.finish = job_of((1, 2, 3)).tensors, colour_of
+
+        jobs = [Job({}, colour_of, prepare=prepare) for _ in range(5)]
+        pool = pools(make_engine())
+        for job in jobs:
+            pool.submit(job)
+        assert_answered(jobs, [(1, 2, 3)] * 5)
+        assert set(threads) == {"fake-0-0"}
+        assert len(threads) == 5
+
+    @pytest.mark.parametrize("error", [InvalidOption("refused"), ZeroDivisionError("secret")], ids=repr)
+    def test_a_picture_that_cannot_be_prepared_is_told_so_and_its_neighbours_run(
+        self, gated: tuple[Pool, Gate], error: Exception
+    ) -> None:
+        def prepare(job: Job) -> None:
+            raise error
+
+        pool, gate = gated
+        bad, good = job_of((9, 9, 9)), job_of((1, 2, 3))
+        bad.prepare = prepare
+        pool.submit(bad)
+        pool.submit(good)
+        gate.open.set()
+        assert_answered([good], [(1, 2, 3)])
+        with pytest.raises(InvalidOption if isinstance(error, InvalidOption) else InternalError) as raised:
+            bad.future.result(BOUND)
+        assert "secret" not in str(raised.value)
+        assert gate.engine.batches == [1, 1]
+        assert pool.restarts == 0
+
+    def test_a_worker_that_dies_of_preparing_is_replaced_and_the_picture_prepared_again(self, pools: Pools) -> None:
+        tries = []
+
+        def prepare(job: Job) -> None:
+            tries.append(job)
+            if len(tries) == 1:
+                raise WorkerKilled
+            job.tensors, job.finish = job_of((1, 2, 3)).tensors, colour_of
+
+        pool = pools(make_engine())
+        pool.submit(job := Job({}, colour_of, prepare=prepare))
+        assert_answered([job], [(1, 2, 3)])
+        assert (len(tries), pool.restarts) == (2, 1)
 
 
 class TestFaults:

@@ -19,11 +19,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from visionpool.results import ClassifyResult, DetectionResult, Result
 from visionpool_server.app import offline
 from visionpool_server.families import NO_OPTIONS, Options
+from visionpool_server.families.boxes import non_maximum_suppression
 from visionpool_server.models.loader import Defaults
 from visionpool_server.service import Ask
 
@@ -180,7 +183,29 @@ def assert_same(result: Result, expected: Found) -> None:
     assert list(scores) == sorted(scores, reverse=True)
 
 
-Builder = Callable[[Path], Path]
+corner = st.integers(-400, 400).map(lambda value: value / 4)
+side = st.integers(1, 400).map(lambda value: value / 4)
+
+
+@given(
+    items=st.lists(st.tuples(corner, corner, side, side, st.integers(0, 3), st.integers(1, 20)), max_size=40),
+    iou_threshold=st.sampled_from([0.012345, 0.234567, 0.456789, 0.654321, 0.987654]),
+    limit=st.integers(1, 50),
+)
+@settings(max_examples=300, deadline=None)
+def test_suppression_is_the_greedy_one_in_each_class(
+    items: list[tuple[float, ...]], iou_threshold: float, limit: int
+) -> None:
+    """Also for boxes that reach out of the picture to the left and top."""
+    values = np.array(items, np.float32).reshape(-1, 6)
+    boxes = np.hstack([values[:, :2], values[:, :2] + values[:, 2:4]])
+    scores, label_ids = values[:, 5] / 20, values[:, 4].astype(np.int64)
+    kept = non_maximum_suppression(boxes, scores, label_ids, iou_threshold, limit)
+    expected = suppressed(Found(boxes, scores, label_ids), iou_threshold, limit)
+    assert boxes[kept].tolist() == expected.boxes.tolist()
+    assert label_ids[kept].tolist() == expected.label_ids.tolist()
+
+
 DETECTORS: dict[str, tuple[Callable[..., Path], Callable[[Path, Pixels, Options], Found]]] = {
     "yolov5": (tiny_models.yolov5, yolo("v5")),
     "yolov8": (tiny_models.yolov8, yolo("v8")),

@@ -21,9 +21,11 @@ RED = (200, 20, 30)
 LARGE = (5000, 5000)  # a tenth of a second to decode
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    folder = write_model(tmp_path / "colours", {"latency_ms": 1}, workers=1)
+@pytest.fixture(params=["stages", "workers"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    """With pictures that stage threads prepare, and with ones that the workers prepare."""
+    on_cpu = request.param == "workers"
+    folder = write_model(tmp_path / "colours", {"latency_ms": 1, "on_cpu": on_cpu}, workers=64 if on_cpu else 1)
     with offline([folder], Defaults(), max_pixels=50_000_000) as made:
         yield made
 

@@ -43,6 +43,7 @@ class Job:
     finish_s: float = 0.0
     batch_size: int = 0
     attempts: int = 0
+    gone: bool = False  # nobody waits for the answer any more
 
     @property
     def batch_key(self) -> object:
@@ -51,7 +52,7 @@ class Job:
 
     def claim(self) -> bool:
         """Takes the job out of its caller's hands; False where it was cancelled, or its deadline has passed."""
-        if self.future.done() or (self.attempts == 0 and not self.future.set_running_or_notify_cancel()):
+        if self.gone or self.future.done() or (self.attempts == 0 and not self.future.set_running_or_notify_cancel()):
             return False
         if time.monotonic() >= self.deadline:
             self.fail(DeadlineExceeded("the deadline passed while the picture waited in the queue"))
@@ -60,9 +61,10 @@ class Job:
         return True
 
     def ready(self) -> bool:
-        """Makes the tensors where that is still to be done; False where it failed, and the caller has been told."""
+        """Makes the tensors where that is still to be done; False where it failed, and the caller has been told, or
+        where the caller left meanwhile."""
         if self.prepare is None:
-            return True
+            return not self.gone
         try:
             self.prepare(self)
         except VisionpoolError as error:
@@ -73,7 +75,12 @@ class Job:
             self.fail(InternalError("the picture could not be prepared", hint="the server's log has the reason"))
             return False
         self.prepare = None
-        return True
+        return not self.gone
+
+    def give_up(self) -> None:
+        """The caller leaves: what is not yet done for it is not done any more."""
+        self.gone = True
+        self.future.cancel()
 
     def resolve(self, value: Any) -> None:
         if not self.future.done():

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -67,7 +68,7 @@ class Service:
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {timeout:g} s", hint="raise timeout_ms, or send less") from error
         finally:
-            job.future.cancel()  # where nobody waits any more; without effect on what is done
+            job.give_up()  # where nobody waits any more; without effect on what is done
             model.pool.release()
         return Prediction(job.future.result(), _timings(job), entry.image)
 
@@ -113,7 +114,11 @@ async def _settled(job: Job) -> None:
         if not waiter.done():
             waiter.set_result(None)
 
-    job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(wake))
+    def settled(_: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(wake)
+
+    job.future.add_done_callback(settled)
     await waiter
 
 

@@ -135,6 +135,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         raise Cancelled("the client went away") from None
     finally:
         over = True  # `stop` may be due already, and what follows is not to be cancelled
+        gone.remove_done_callback(stop)
         gone.cancel()
 
 

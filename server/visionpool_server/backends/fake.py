@@ -5,6 +5,7 @@ against the very picture that was sent. `runtime.options` in model.yaml:
 
     load_ms: 500       takes so long to load
     latency_ms: 20     sleeps so long for every batch
+    on_cpu: true       says that it computes on the CPU, where workers may decode as well
     fail: [250, 0, 0]  a batch with a picture of this exact top-left pixel raises
     die: [...]         ... ends the worker's thread
     hang: [...]        ... does not come back for `hang_s` seconds (30)
@@ -43,7 +44,7 @@ class FakeBackend:
 class FakeEngine:
     def __init__(self, options: LoadOptions) -> None:
         self.contexts = options.contexts or 2
-        self.on_cpu = False  # it sleeps, as a thread does that waits for an accelerator
+        self.on_cpu = bool(options.options.get("on_cpu"))  # it sleeps, as a thread does that waits for an accelerator
         self.batch_sizes = options.batch_sizes
         self.max_batch_size = max(options.batch_sizes or (options.max_batch_size or 1,))
         self._options = options.options

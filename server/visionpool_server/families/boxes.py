@@ -27,14 +27,23 @@ def non_maximum_suppression(
     """
     if not len(boxes):
         return np.empty(0, np.intp)
-    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    order = _best_first(scores)
     xywh = boxes[order].astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
+    xywh[:, :2] -= xywh[:, :2].min()  # OpenCV lays the classes side by side, and takes 0 for the smallest coordinate
     kept: Any = cv2.dnn.NMSBoxesBatched(
         cast(Any, xywh), cast(Any, scores[order]), cast(Any, label_ids[order].astype(np.int32)), 0.0, iou_threshold
     )  # its stubs ask for lists; it takes arrays, and faster
     kept_in_order = np.sort(np.asarray(kept, np.intp).reshape(-1))
     return order[kept_in_order[:limit]]
+
+
+def _best_first(scores: Floats) -> NDArray[np.intp]:
+    """The indices of the best `MAX_CANDIDATES`, best first."""
+    if len(scores) <= MAX_CANDIDATES:
+        return np.argsort(-scores, kind="stable")
+    best = np.argpartition(-scores, MAX_CANDIDATES)[:MAX_CANDIDATES]
+    return best[np.argsort(-scores[best], kind="stable")]
 
 
 def allowed(label_ids: NDArray[Any], wanted: Sequence[int]) -> NDArray[np.bool_]:
