@@ -68,19 +68,22 @@ def photos(testdata: Path) -> list[Path]:
 def truth(photos: list[Path]) -> COCO:
     """The YOLO labels as a COCO data set; only the classes that have a box in it."""
     images, boxes = [], []
+    classes: set[int] = set()
     for index, path in enumerate(photos):
-        width, height = Image.open(path).size
+        with Image.open(path) as image:
+            width, height = image.size
         images.append({"id": index, "width": width, "height": height})
         labels = path.parents[1] / "labels" / f"{path.stem}.txt"
         for line in labels.read_text().splitlines() if labels.exists() else ():
             class_id, x, y, w, h = map(float, line.split())
             box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+            classes.add(int(class_id))
             boxes.append({"image_id": index, "category_id": int(class_id), "bbox": box, "area": box[2] * box[3]})
     coco = COCO()
     coco.dataset = {
         "images": images,
         "annotations": [{"id": i + 1, "iscrowd": 0, **box} for i, box in enumerate(boxes)],
-        "categories": [{"id": i, "name": str(i)} for i in sorted({box["category_id"] for box in boxes})],
+        "categories": [{"id": i, "name": str(i)} for i in sorted(classes)],
     }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

@@ -83,7 +83,8 @@ def test_both_runtimes_read_and_answer_the_same(kind: str, tmp_path: Path) -> No
         batch = {name: value[None] for name, value in tensors(signature).items()}
         answers.append(copied(engine.clone().infer(batch)))
         signatures.append(signature)
-    assert_close(*answers)
+    ours, theirs = answers
+    assert_close(ours, theirs)
     assert signatures[0].inputs == signatures[1].inputs
     assert [spec.name for spec in signatures[0].outputs] == [spec.name for spec in signatures[1].outputs]
 
@@ -318,7 +319,8 @@ def test_compiled_models_are_kept_in_the_cache_folder(tmp_path: Path) -> None:
         engine, signature = load(path, "openvino", cache_dir=tmp_path / "cache")
         answers.append(copied(engine.clone().infer(stack([tensors(signature)], 1))))
     assert list((tmp_path / "cache").iterdir())
-    assert_close(*answers)
+    ours, theirs = answers
+    assert_close(ours, theirs)
 
 
 @every_backend

@@ -186,9 +186,10 @@ class TestLoading:
     def test_stopping_lets_what_is_in_flight_finish(self, serve: Serve, tmp_path: Path) -> None:
         server = serve(write_model(tmp_path / "slow", {"latency_ms": 1500}))
         with ThreadPoolExecutor(1) as thread, connected(server) as connection:
-            connection.post("/v1/models/slow/predict", picture(RED), "Content-Type: image/png")
-            eventually(lambda: bool(connection.socket), "sent")
-            time.sleep(0.3)  # it is on its way: nothing outside tells when a worker has it
+            body = picture(RED)
+            connection.head("POST", "/v1/models/slow/predict", f"Content-Length: {len(body)}", "Expect: 100-continue")
+            assert connection.socket.recv(100).startswith(b"HTTP/1.1 100")  # the server has begun with it
+            connection.send(body)
             stopped = thread.submit(server.stop, signal.SIGTERM)
             answer = connection.answer()
             assert answer.status == 200
@@ -305,6 +306,34 @@ class TestSlowAndGone:
         answer = connection.answer()
         assert (answer.status, answer.error["code"]) == (413, "too_large")
         assert connection.closed_by_server()
+
+    def test_clients_that_never_get_to_the_point_are_hung_up(self, strict_server: Server) -> None:
+        """Side by side: one says nothing, one begins a request and stops, one dribbles, one does so after a request."""
+        gone = threading.Event()
+
+        def dribble(connection: Connection) -> None:
+            while not gone.wait(0.2):
+                try:
+                    connection.send(b"X-Drop: 1\r\n")
+                except OSError:
+                    return
+
+        with ExitStack() as stack:
+            connections = [stack.enter_context(connected(strict_server)) for _ in range(4)]
+            connections[1].send(b"POST /v1/mod")
+            connections[2].send(b"GET / HTTP/1.1\r\n")
+            assert ask(connections[3], "GET", "/health/live").status == 200
+            connections[3].send(b"GET / HTTP/1.1\r\n")
+            threads = [threading.Thread(target=dribble, args=(connection,)) for connection in connections[2:]]
+            for thread in threads:
+                thread.start()
+            try:
+                assert all(connection.closed_by_server() for connection in connections)
+            finally:
+                gone.set()
+                for thread in threads:
+                    thread.join(BOUND)
+        still_answers(strict_server)
 
     def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(self, strict_server: Server) -> None:
         before = len(strict_server.log())

@@ -282,7 +282,7 @@ def test_the_arithmetic_compiled_into_the_graph_is_the_same(
 ) -> None:
     channels = len(arithmetic.mean)
     graph = tiny_models.Graph()
-    shape = ["batch", channels, 5, 7] if layout == "NCHW" else ["batch", 5, 7, channels]
+    shape: list[int | str] = ["batch", channels, 5, 7] if layout == "NCHW" else ["batch", 5, 7, channels]
     graph.add("Identity", graph.add("Mul", graph.input("x", shape), graph.constant([1.0])), output="y")
     graph.output("y", shape)
     model = graph.save(tmp_path / "same.onnx")

@@ -199,7 +199,7 @@ def test_suppression_is_the_greedy_one_in_each_class(
     """Also for boxes that reach out of the picture to the left and top."""
     values = np.array(items, np.float32).reshape(-1, 6)
     boxes = np.hstack([values[:, :2], values[:, :2] + values[:, 2:4]])
-    scores, label_ids = values[:, 5] / 20, values[:, 4].astype(np.int64)
+    scores, label_ids = values[:, 5] / np.float32(20), values[:, 4].astype(np.int64)
     kept = non_maximum_suppression(boxes, scores, label_ids, iou_threshold, limit)
     expected = suppressed(Found(boxes, scores, label_ids), iou_threshold, limit)
     assert boxes[kept].tolist() == expected.boxes.tolist()

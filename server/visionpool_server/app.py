@@ -17,6 +17,7 @@ import uvicorn
 from visionpool.errors import InvalidSetting, SetupError
 
 from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.connection import Connection
 from visionpool_server.api.http import build_http
 from visionpool_server.api.urls import UrlFetcher
 from visionpool_server.models.loader import Defaults, Model
@@ -52,7 +53,7 @@ class App:
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Raises SetupError where it cannot start."""
-        found = locate(self._settings.models or [DEMO_MODELS])
+        found = locate(self._settings.models or [DEMO_MODELS / name for name in ("shapes", "digits")])
         listener = _listen(self._settings.host, self._settings.http_port)
         host, port = listener.getsockname()[:2]
         limits = BodyLimits(self._settings.max_body_bytes, self._settings.body_timeout)
@@ -61,7 +62,7 @@ class App:
         server = _Server(
             uvicorn.Config(
                 http,
-                http="httptools",
+                http=Connection,
                 access_log=False,
                 proxy_headers=False,  # nothing here asks who the client is
                 log_config=None,

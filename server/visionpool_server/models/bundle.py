@@ -147,7 +147,9 @@ def _explained(error: ValidationError) -> str:
     """One line a mistake: the key's path, what is wrong, and for an unknown key the allowed ones."""
     lines = []
     for mistake in error.errors():
-        location = tuple(part for part in mistake["loc"] if not str(part).startswith(_TAG))
+        location = mistake["loc"]
+        if len(location) > 1 and location[0] in ("labels", "workers") and str(location[1]).startswith(_TAG):
+            location = location[:1] + location[2:]
         path = ".".join(str(part) for part in location)
         if mistake["type"] == "extra_forbidden":
             lines.append(f"unknown key {path!r}; allowed here: {', '.join(_keys_beside(location))}")
