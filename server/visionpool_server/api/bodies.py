@@ -105,10 +105,16 @@ async def _from_form(headers: Headers, body: bytes, limits: BodyLimits) -> list[
 
 
 async def _from_json(body: bytes, limits: BodyLimits, urls: UrlFetcher) -> list[bytes]:
-    pictures = _parsed(body).images
-    if len(pictures) > limits.max_pictures:
-        raise TooLarge(f"{len(pictures)} pictures in one request", hint=f"send at most {limits.max_pictures}")
-    return [await _from_entry(entry, index, urls) for index, entry in enumerate(pictures)]
+    sources = await asyncio.to_thread(_sources, body, limits)  # megabytes of base64: not on the event loop
+    return [source if isinstance(source, bytes) else await urls.fetch(source) for source in sources]
+
+
+def _sources(body: bytes, limits: BodyLimits) -> list[bytes | str]:
+    """The pictures of a JSON body, or the URLs where they are."""
+    entries = _parsed(body).images
+    if len(entries) > limits.max_pictures:
+        raise TooLarge(f"{len(entries)} pictures in one request", hint=f"send at most {limits.max_pictures}")
+    return [_source(entry, index) for index, entry in enumerate(entries)]
 
 
 def _parsed(body: bytes) -> JsonPictures:
@@ -122,11 +128,11 @@ def _parsed(body: bytes) -> JsonPictures:
         raise InvalidRequest(f"{where}: {first['msg']}", hint=_HINT) from error
 
 
-async def _from_entry(entry: JsonPicture, index: int, urls: UrlFetcher) -> bytes:
+def _source(entry: JsonPicture, index: int) -> bytes | str:
     if entry.base64 is not None and entry.url is None:
         return from_base64(entry.base64, f"images.{index}.base64")
     if entry.url is not None and entry.base64 is None:
-        return await urls.fetch(entry.url)
+        return entry.url
     raise InvalidRequest(f"images.{index}: give either base64 or url", hint=_HINT)
 
 

@@ -6,6 +6,7 @@ string being what `fd_result_to_json` wrote (FastDeploy `python/fastdeploy/servi
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +43,9 @@ class FastDeployApi:
 
     async def predict(self, request: Request) -> Response:
         model = self.service.models.get(request.path_params["model"])
-        asked = _parsed(await read_body(request, self.limits))
-        picture = from_base64(asked.data.image, "data.image")
-        ask = read_ask(asked.parameters or {})
+        body = await read_body(request, self.limits)
+        picture, parameters = await asyncio.to_thread(_parsed, body)  # megabytes of base64: not on the event loop
+        ask = read_ask(parameters)
         prediction = await unless_gone(request, self.service.predict(model, picture, ask))
         result = orjson.dumps(result_fields(prediction.result)).decode()
         return Response(orjson.dumps({"result": result}), media_type="application/json")
@@ -74,12 +75,14 @@ class FastDeployApi:
         return router
 
 
-def _parsed(body: bytes) -> FastDeployRequest:
+def _parsed(body: bytes) -> tuple[bytes, dict[str, Any]]:
+    """The picture and the parameters of a request. Raises InvalidRequest."""
     try:
-        return FastDeployRequest.model_validate(orjson.loads(body))
+        asked = FastDeployRequest.model_validate(orjson.loads(body))
     except (orjson.JSONDecodeError, ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise InvalidRequest(
             f"the body is not in FastDeploy's format: {reason}",
             hint='send {"data": {"image": "<base64>"}, "parameters": {}}',
         ) from error
+    return from_base64(asked.data.image, "data.image"), asked.parameters or {}
