@@ -1,10 +1,11 @@
 """Pictures a second over HTTP, as a ratio to the same work without a server, in the same run.
 
-    python -m benchmarks.http [--case yolov5n] [--case squeezenet] [--seconds 4] [--rounds 5] [--concurrency 1 --concurrency 8]
+    python -m benchmarks.http [--case yolov5n] [--seconds 4] [--rounds 5] [--concurrency 1 --concurrency 8] [--decode fast]
 
 Needs VISIONPOOL_TESTDATA. Each round measures the hand-written loop (benchmarks.noserver: two threads, two OpenVINO
 streams, plain OpenCV and blobFromImage, f32) and then the server at each concurrency, with the load generator on the same
 cores; the ratio is the median over the rounds. Absolute numbers say little on a shared machine, the ratio says it all.
+The loop always decodes in full; `--decode fast` is about the server.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -70,23 +72,37 @@ def picture_of(source: Path, size: tuple[int, int], folder: Path) -> Path:
     return path
 
 
-def measure(name: str, data: Path, concurrencies: list[int], seconds: float, rounds: int) -> None:
+def model_folder(weights: Path, decode: str, folder: Path) -> Path:
+    """A copy of the model's folder, with the way of decoding written into its model.yaml."""
+    copy = folder / weights.parent.name
+    shutil.copytree(weights.parent, copy, copy_function=shutil.copyfile)
+    copy.chmod(0o755)
+    config = copy / "model.yaml"
+    said = config.read_text() if config.exists() else ""
+    config.write_text(f"{said}\ndecode: {decode}\n")
+    return copy
+
+
+def measure(name: str, data: Path, asked: argparse.Namespace) -> None:
     weights, source, size = CASES[name]
-    with tempfile.TemporaryDirectory() as folder, server((data / weights).parent) as address:
+    seconds, rounds, concurrencies = asked.seconds, asked.rounds, asked.concurrency or [1, 8, 32]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        server(model_folder(data / weights, asked.decode, Path(folder))) as address,
+    ):
         picture = picture_of(data / source, size, Path(folder))
         loop = Loop(name, data / weights, picture.read_bytes())
-        print(
-            f"\n{name}, {size[0]}x{size[1]} JPEG of {picture.stat().st_size // 1024} KiB, {rounds} rounds of {seconds:g} s"
-        )
+        about = f"{size[0]}x{size[1]} JPEG of {picture.stat().st_size // 1024} KiB, decode: {asked.decode}"
+        print(f"\n{name}, {about}, {rounds} rounds of {seconds:g} s")
         loop.measure(1.0)
         ask(address, name, picture, 8, 1.0)
         bare: list[float] = []
-        asked: dict[int, list[dict[str, float]]] = {c: [] for c in concurrencies}
+        answers: dict[int, list[dict[str, float]]] = {c: [] for c in concurrencies}
         for _ in range(rounds):
             bare.append(loop.measure(seconds))
             for concurrency in concurrencies:
-                asked[concurrency].append(ask(address, name, picture, concurrency, seconds))
-        report(bare, asked)
+                answers[concurrency].append(ask(address, name, picture, concurrency, seconds))
+        report(bare, answers)
 
 
 def report(bare: list[float], asked: dict[int, list[dict[str, float]]]) -> None:
@@ -110,12 +126,13 @@ def main() -> None:
     parser.add_argument("--concurrency", action="append", type=int)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--decode", choices=("exact", "fast"), default="exact")
     asked = parser.parse_args()
     data = os.environ.get("VISIONPOOL_TESTDATA")
     if not data:
         sys.exit("set VISIONPOOL_TESTDATA to the folder with the real models and pictures")
     for name in asked.case or CASES:
-        measure(name, Path(data), asked.concurrency or [1, 8, 32], asked.seconds, asked.rounds)
+        measure(name, Path(data), asked)
 
 
 if __name__ == "__main__":
