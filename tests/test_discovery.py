@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 from visionpool.errors import InvalidModel, SetupError
 from visionpool_server.backends import Signature, TensorSpec
 from visionpool_server.imaging.recipe import Arithmetic, CenterCrop, Letterbox, Pad, PadToStride, Resize, ResizeShort
@@ -649,3 +651,23 @@ def test_all_broken_models_are_named_and_the_good_ones_are_loaded_first(tmp_path
     assert loaded == ["good"]
     assert "broken: " in str(caught.value)
     assert "worse: " in str(caught.value)
+
+
+def test_a_model_that_takes_bytes_gets_the_picture_as_it_is(tmp_path: Path) -> None:
+    graph = tiny_models.Graph()
+    picture = graph.input("image", (1, 3, 8, 8), TensorProto.UINT8)
+    numbers = graph.add("Cast", picture, to=TensorProto.FLOAT)
+    means = graph.add("GlobalAveragePool", numbers)
+    graph.add("Flatten", means, output="means")
+    graph.output("means", (1, 3))
+    graph.save(tmp_path / "m.onnx")
+    (tmp_path / "model.yaml").write_text("{task: classification, input_size: [8, 8], labels: [r, g, b]}")
+    model = load_model(find_models(tmp_path)[0], Defaults())
+    context = model.pool.engines[0][0].clone()
+    image = np.broadcast_to(np.array([200, 100, 50], np.uint8), (1, 8, 8, 3)).copy()
+    assert context.infer({"image": image})["means"][0] == pytest.approx([200, 100, 50])
+    (tmp_path / "model.yaml").write_text(
+        "{task: classification, preprocess: [{resize: 8}, {normalize: {mean: 0.5, std: 0.5}}]}"
+    )
+    with pytest.raises(InvalidModel, match="takes uint8"):
+        load_model(find_models(tmp_path)[0], Defaults())

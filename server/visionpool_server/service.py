@@ -95,9 +95,9 @@ class _Entry:
         family = self._model.family
         fast = self._model.bundle.decode == "fast" and not self._ask.keep_image
         reduction = {"reduction": family.recipe.reduction} if fast else {}
-        image, size = decode_reduced(self._picture, max_pixels=self._max_pixels, **reduction)
+        image, geometry = decode_reduced(self._picture, max_pixels=self._max_pixels, **reduction)
         decoded = time.monotonic()
-        prepared = family.prepare(image, size)
+        prepared = family.prepare(image, geometry)
         job.tensors = prepared.tensors
         job.finish = partial(family.finish, geometry=prepared.geometry, options=self._ask.options)
         job.decode_s, job.prepare_s = decoded - started, time.monotonic() - decoded

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from visionpool.errors import InvalidModel, InvalidOption
 from visionpool.results import Result
 
-from visionpool_server.imaging.recipe import Geometry, Image, Recipe, Size
+from visionpool_server.imaging.recipe import Geometry, Image, Recipe
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -86,8 +86,8 @@ class Family(Protocol):
     labels: tuple[str, ...]
     accepts: frozenset[str]  # the options that mean something to it
 
-    def prepare(self, image: Image, size: Size | None = None) -> Prepared:
-        """`size`: (height, width) of the original, where `image` was decoded smaller."""
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+        """`geometry`: where the original lies in `image`, if it was decoded smaller."""
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
         """The outputs of each of the `count` pictures of a batch."""

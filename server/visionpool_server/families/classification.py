@@ -19,7 +19,7 @@ from visionpool_server.families import (
     label_of,
     split_by_row,
 )
-from visionpool_server.imaging.recipe import CenterCrop, Geometry, Image, Recipe, ResizeShort, Size
+from visionpool_server.imaging.recipe import CenterCrop, Geometry, Image, Recipe, ResizeShort
 
 
 class Classification:
@@ -40,8 +40,8 @@ class Classification:
         self._defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels
 
-    def prepare(self, image: Image, size: Size | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, size)
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image, geometry)
         return Prepared({self.image_input: prepared}, geometry)
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
@@ -64,7 +64,9 @@ class Classification:
 
 def _usual_recipe(size: tuple[int, int] | None) -> Recipe:
     if size is None:
-        raise InvalidModel("the size of the input is not known", hint="say it under preprocess: in model.yaml")
+        raise InvalidModel(
+            "the size of the input is not known", hint="say input_size: [H, W], or preprocess:, in model.yaml"
+        )
     return Recipe((ResizeShort(min(size)), CenterCrop(size)))
 
 

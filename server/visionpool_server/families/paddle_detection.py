@@ -17,7 +17,7 @@ from visionpool.results import DetectionResult
 
 from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, class_ids, image_input
 from visionpool_server.families.boxes import allowed, detection_result
-from visionpool_server.imaging.recipe import Geometry, Image, Recipe, Resize, Size
+from visionpool_server.imaging.recipe import Geometry, Image, Recipe, Resize
 
 
 class PaddleDetection:
@@ -37,8 +37,8 @@ class PaddleDetection:
         self._defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels
 
-    def prepare(self, image: Image, size: Size | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, size)
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image, geometry)
         tensors: dict[str, NDArray[Any]] = {self.image_input: prepared}
         if "scale_factor" in self._side_inputs:
             tensors["scale_factor"] = np.array([geometry.scale_y, geometry.scale_x], np.float32)

@@ -24,7 +24,7 @@ from visionpool_server.families import (
     split_by_row,
 )
 from visionpool_server.families.boxes import Floats, Ints, allowed, detection_result, non_maximum_suppression
-from visionpool_server.imaging.recipe import Arithmetic, Geometry, Image, Recipe, Resize, Size
+from visionpool_server.imaging.recipe import Arithmetic, Geometry, Image, Recipe, Resize
 
 STRIDES = (8, 16, 32, 64, 128)
 IMAGENET = Arithmetic(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -56,8 +56,8 @@ class PicoDet:
         classes = spec.outputs[self._heads[0].scores][2]
         self.labels = spec.labels or tuple(str(i) for i in range(classes or 0))
 
-    def prepare(self, image: Image, size: Size | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, size)
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image, geometry)
         return Prepared({self.image_input: prepared}, geometry)
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:

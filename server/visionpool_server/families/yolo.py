@@ -21,7 +21,7 @@ from visionpool_server.families import (
     split_by_row,
 )
 from visionpool_server.families.boxes import Floats, Ints, allowed, detection_result, non_maximum_suppression
-from visionpool_server.imaging.recipe import Geometry, Image, Letterbox, Recipe, Size
+from visionpool_server.imaging.recipe import Geometry, Image, Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
 EVALUATION_THRESHOLD = 0.01
@@ -43,8 +43,8 @@ class _Yolo:
         self._defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels or _numbered(self._class_count(spec.outputs[self._output]))
 
-    def prepare(self, image: Image, size: Size | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, size)
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image, geometry)
         return Prepared({self.image_input: prepared}, geometry)
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:

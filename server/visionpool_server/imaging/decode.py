@@ -27,6 +27,7 @@ from .flatten import flatten
 from .formats import avif, gif, jpeg, png
 from .formats.header import corrupt
 from .headers import FORMATS, Data, Header, as_view, read_header, sniff
+from .recipe import Geometry
 
 __all__ = ["FORMATS", "Header", "decode", "read_header", "sniff"]
 
@@ -70,8 +71,8 @@ def decode(data: Data, *, max_pixels: int = 50_000_000) -> NDArray[np.uint8]:
 
 def decode_reduced(
     data: Data, *, max_pixels: int, reduction: Callable[[int, int], int] = lambda _height, _width: 1
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """As `decode`, but a JPEG may come out smaller; with the (height, width) of the picture in full.
+) -> tuple[NDArray[np.uint8], Geometry]:
+    """As `decode`, but a JPEG may come out smaller; with where the original picture lies in it.
 
     `reduction(height, width)` gives 1, 2, 4 or 8: so many times smaller, rounded up. libjpeg scales inside the DCT, which
     averages pixels and costs a fraction of decoding them all. Other formats come in full.
@@ -79,10 +80,15 @@ def decode_reduced(
     view = as_view(data)
     header = read_header(view)
     _check_size(header, max_pixels)
-    size = (header.height, header.width) if header.orientation <= _LAST_LEVEL else (header.width, header.height)
-    times = reduction(*size) if header.format == jpeg.NAME and not header.raw else 1
+    height, width = (
+        (header.height, header.width) if header.orientation <= _LAST_LEVEL else (header.width, header.height)
+    )
+    times = reduction(height, width) if header.format == jpeg.NAME and not header.raw else 1
     cut = _FIRST_FRAME.get(header.format)
-    return _as_shown(_imdecode(cut(view) if cut else view, header, times), header), size
+    pixels = _as_shown(_imdecode(cut(view) if cut else view, header, times), header)
+    return pixels, Geometry(
+        height, width, 1 / times, 1 / times
+    )  # also where the last pixel stands for less than a whole one
 
 
 def _as_shown(pixels: NDArray[Any], header: Header) -> NDArray[np.uint8]:

@@ -290,14 +290,12 @@ class Recipe:
     steps: tuple[Step, ...] = ()
     arithmetic: Arithmetic = Arithmetic()
 
-    def prepare(self, image: Image, size: Size | None = None) -> tuple[Image, Geometry]:
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> tuple[Image, Geometry]:
         """The steps, one after the other. The result may be a view, and need not be contiguous.
 
-        `size`: (height, width) of the original, where `image` was decoded smaller.
+        `geometry`: where the original lies in `image`, if it was decoded smaller.
         """
-        rows, columns = image.shape[:2]
-        height, width = size or (rows, columns)
-        geometry = Geometry(height, width, columns / width, rows / height)
+        geometry = geometry or Geometry(image.shape[0], image.shape[1])
         for step in self.steps:
             image, geometry = step(image, geometry)
         return image, geometry

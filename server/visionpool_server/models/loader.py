@@ -15,6 +15,7 @@ from visionpool_server.backends import (
     LoadOptions,
     Precision,
     Signature,
+    TensorSpec,
     get_backend,
 )
 from visionpool_server.families import (
@@ -22,12 +23,11 @@ from visionpool_server.families import (
     Family,
     FamilySpec,
     Options,
-    PictureShape,
     build_family,
     canonical,
     picture_shape,
 )
-from visionpool_server.imaging.recipe import Gray
+from visionpool_server.imaging.recipe import Arithmetic, Gray
 from visionpool_server.models.bundle import Bundle, Workers, read_bundle
 from visionpool_server.models.discovery import discover
 from visionpool_server.models.files import ModelFiles, weights_in
@@ -80,7 +80,7 @@ def _load(files: ModelFiles, defaults: Defaults) -> Model:
     bundle = written.over(found.bundle)
     family_name = canonical(_family_name(bundle))
     family = build_family(family_name, _family_spec(bundle, signature, files.folder))
-    if _picture_shape(family, signature).channels == 1:
+    if picture_shape(_picture_spec(family, signature).shape).channels == 1:
         family.recipe = family.recipe.in_grey()
     _check_size(family, signature)
     image = _image_input(family, signature)
@@ -153,17 +153,30 @@ def _family_spec(bundle: Bundle, signature: Signature, folder: Path) -> FamilySp
 
 
 def _image_input(family: Family, signature: Signature) -> ImageInput:
-    layout = _picture_shape(family, signature).layout
-    return ImageInput(family.image_input, layout, family.recipe.arithmetic, family.recipe.output_size())
+    spec = _picture_spec(family, signature)
+    arithmetic = _arithmetic_for(spec, family.recipe.arithmetic)
+    return ImageInput(spec.name, picture_shape(spec.shape).layout, arithmetic, family.recipe.output_size())
 
 
-def _picture_shape(family: Family, signature: Signature) -> PictureShape:
-    return picture_shape(next(spec.shape for spec in signature.inputs if spec.name == family.image_input))
+def _arithmetic_for(spec: TensorSpec, arithmetic: Arithmetic) -> Arithmetic:
+    """A model that takes bytes gets the bytes: it does its arithmetic itself."""
+    if spec.dtype != "uint8":
+        return arithmetic
+    if arithmetic not in (Arithmetic(channels=arithmetic.channels), Arithmetic(1.0, channels=arithmetic.channels)):
+        raise InvalidModel(
+            f"preprocess normalises, and input {spec.name!r} takes uint8: the model does that itself",
+            hint="leave normalize: out of preprocess in model.yaml",
+        )
+    return Arithmetic(1.0, channels=arithmetic.channels)
+
+
+def _picture_spec(family: Family, signature: Signature) -> TensorSpec:
+    return next(spec for spec in signature.inputs if spec.name == family.image_input)
 
 
 def _check_size(family: Family, signature: Signature) -> None:
     """The preprocessing must end in the size that the file fixes."""
-    shape = _picture_shape(family, signature)
+    shape = picture_shape(_picture_spec(family, signature).shape)
     if shape.channels == 3 and any(isinstance(step, Gray) for step in family.recipe.steps):
         raise InvalidModel(
             f"preprocess makes pictures grey, and input {family.image_input!r} takes three channels",
