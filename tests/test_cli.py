@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,9 +141,11 @@ class TestPredict:
     def test_several_annotated_pictures_are_saved_in_a_folder(
         self, model: Path, red: Path, green: Path, tmp_path: Path
     ) -> None:
-        done = visionpool("predict", model, red, green, "--save", tmp_path / "out")
+        (tmp_path / "other").mkdir()
+        namesake = shutil.copy(red, tmp_path / "other" / red.name)
+        done = visionpool("predict", model, red, green, namesake, "--save", tmp_path / "out")
         assert done.returncode == 0
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["green.jpg", "red.jpg"]
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["green.jpg", "red-2.jpg", "red.jpg"]
 
     def test_a_server_is_asked_where_a_url_is_given(self, shared_server: Server, red: Path) -> None:
         done = visionpool("predict", "colours", red, "--url", shared_server.url, "--json")

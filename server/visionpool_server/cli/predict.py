@@ -129,6 +129,7 @@ class _Target:
         if several and path.suffix:
             raise InvalidSetting(f"--save {path} is one file for several pictures", hint="name a folder")
         self._path = path
+        self._stems: list[str] = []
         self._folder = several or path.is_dir()
         if not self._folder and path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
             raise InvalidSetting(f"--save {path}: the name must end in .jpg or .png")
@@ -137,13 +138,19 @@ class _Target:
         from visionpool_server.imaging.decode import decode
         from visionpool_server.imaging.draw import draw, encode
 
-        path = self._path / f"{picture.stem}.jpg" if self._folder else self._path
+        path = self._path / self._name(picture) if self._folder else self._path
         annotated = draw(decode(picture.read_bytes(), max_pixels=max_pixels), result)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode(annotated, "png" if path.suffix.lower() == ".png" else "jpeg"))
         except OSError as error:
             raise InvalidSetting(f"--save {path}: {os.strerror(error.errno or 0).lower()}") from error
+
+    def _name(self, picture: Path) -> str:
+        """`street.jpg`; `street-2.jpg` for a second street, of another folder or format."""
+        same = self._stems.count(picture.stem)
+        self._stems.append(picture.stem)
+        return f"{picture.stem}-{same + 1}.jpg" if same else f"{picture.stem}.jpg"
 
 
 def table(result: Result) -> Table:
