@@ -10,12 +10,46 @@ import numpy as np
 from numpy.typing import NDArray
 from visionpool.results import DetectionResult
 
-from visionpool_server.families import label_of
+from visionpool_server.families import Options, Prepared, Tensors, class_ids, label_of, split_by_row
+from visionpool_server.imaging.recipe import Geometry, Image, Recipe
 
 MAX_CANDIDATES = 30_000  # Ultralytics' `max_nms`: bounds the time that one hostile threshold can take
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+
+
+class CandidateDetector:
+    """A detector whose graph ends in candidates, not yet suppressed. `candidates` is what differs from one to the next."""
+
+    accepts = frozenset({"score_threshold", "iou_threshold", "max_detections", "classes"})
+    recipe: Recipe
+    image_input: str
+    labels: tuple[str, ...]
+    defaults: Options  # with score_threshold, iou_threshold and max_detections set
+
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image, geometry)
+        return Prepared({self.image_input: prepared}, geometry)
+
+    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
+        return split_by_row(outputs, count)
+
+    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
+        """Outputs: one picture's rows, without the batch dimension."""
+        chosen = options.over(self.defaults)
+        score, iou, limit = chosen.score_threshold, chosen.iou_threshold, chosen.max_detections
+        assert score is not None and iou is not None and limit is not None
+        boxes, scores, label_ids = self.candidates(outputs, score)
+        if chosen.classes:
+            mask = allowed(label_ids, class_ids(chosen.classes, self.labels))
+            boxes, scores, label_ids = boxes[mask], scores[mask], label_ids[mask]
+        kept = non_maximum_suppression(boxes, scores, label_ids, iou, limit)
+        return detection_result(geometry.to_original(boxes[kept]), scores[kept], label_ids[kept], self.labels)
+
+    def candidates(self, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:
+        """Boxes (N, 4) xyxy in the prepared picture, scores (N,) over `threshold`, class ids (N,)."""
+        raise NotImplementedError
 
 
 def non_maximum_suppression(

@@ -7,24 +7,19 @@ arXiv:2006.04388, section 3.2). Preprocessing: resized without keeping the ratio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from visionpool.errors import InvalidModel
-from visionpool.results import DetectionResult
 
 from visionpool_server.families import (
     FamilySpec,
     Options,
-    Prepared,
     Tensors,
-    class_ids,
     image_input,
-    split_by_row,
 )
-from visionpool_server.families.boxes import Floats, Ints, allowed, detection_result, non_maximum_suppression
-from visionpool_server.imaging.recipe import Arithmetic, Geometry, Image, Recipe, Resize
+from visionpool_server.families.boxes import CandidateDetector, Floats, Ints
+from visionpool_server.imaging.recipe import Arithmetic, Recipe, Resize
 
 STRIDES = (8, 16, 32, 64, 128)
 IMAGENET = Arithmetic(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -39,10 +34,9 @@ class _Head:
     stride: int
 
 
-class PicoDet:
+class PicoDet(CandidateDetector):
     """Score heads first, then side heads, in the same order of strides."""
 
-    accepts = frozenset({"score_threshold", "iou_threshold", "max_detections", "classes"})
     fallback = Options(score_threshold=0.5, iou_threshold=0.6, max_detections=100)
 
     def __init__(self, spec: FamilySpec) -> None:
@@ -52,28 +46,14 @@ class PicoDet:
             raise InvalidModel("the size of the input is not known", hint="say runtime.shapes in model.yaml")
         self.recipe = spec.recipe or Recipe((Resize(size, interpolation="cubic"),), IMAGENET)
         self._heads = _heads(spec, size)
-        self._defaults = spec.defaults.over(self.fallback)
+        self.defaults = spec.defaults.over(self.fallback)
         classes = spec.outputs[self._heads[0].scores][2]
         self.labels = spec.labels or tuple(str(i) for i in range(classes or 0))
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, geometry)
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_by_row(outputs, count)
-
-    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
-        chosen = options.over(self._defaults)
-        assert chosen.score_threshold is not None and chosen.iou_threshold is not None
-        found = [_decode(head, outputs, chosen.score_threshold) for head in self._heads]
+    def candidates(self, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:
+        found = [_decode(head, outputs, threshold) for head in self._heads]
         boxes, scores, label_ids = (np.concatenate(part) for part in zip(*found, strict=True))
-        if chosen.classes:
-            mask = allowed(label_ids, class_ids(chosen.classes, self.labels))
-            boxes, scores, label_ids = boxes[mask], scores[mask], label_ids[mask]
-        assert chosen.max_detections is not None
-        kept = non_maximum_suppression(boxes, scores, label_ids, chosen.iou_threshold, chosen.max_detections)
-        return detection_result(geometry.to_original(boxes[kept]), scores[kept], label_ids[kept], self.labels)
+        return boxes, scores, label_ids
 
 
 def _decode(head: _Head, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:

@@ -5,23 +5,17 @@ Preprocessing: letterbox with grey 114, RGB, /255 (ultralytics/yolov5 `utils/aug
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from visionpool.errors import InvalidModel
-from visionpool.results import DetectionResult
 
 from visionpool_server.families import (
     FamilySpec,
     Options,
-    Prepared,
     Tensors,
-    class_ids,
     image_input,
-    split_by_row,
 )
-from visionpool_server.families.boxes import Floats, Ints, allowed, detection_result, non_maximum_suppression
-from visionpool_server.imaging.recipe import Geometry, Image, Letterbox, Recipe
+from visionpool_server.families.boxes import CandidateDetector, Floats, Ints
+from visionpool_server.imaging.recipe import Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
 EVALUATION_THRESHOLD = 0.01
@@ -29,10 +23,9 @@ EVALUATION_THRESHOLD = 0.01
 in the reference's `val` (`multi_label=True`); from it on an anchor counts for its best class, as in its `predict`."""
 
 
-class _Yolo:
-    """What both layouts share. `_candidates` is what they do not."""
+class _Yolo(CandidateDetector):
+    """What both layouts share."""
 
-    accepts = frozenset({"score_threshold", "iou_threshold", "max_detections", "classes"})
     fallback: Options
 
     def __init__(self, spec: FamilySpec) -> None:
@@ -40,30 +33,14 @@ class _Yolo:
         size = fixed or spec.input_size or _USUAL_SIZE
         self.recipe = spec.recipe or Recipe((Letterbox(size),))
         self._output = _only_output(spec)
-        self._defaults = spec.defaults.over(self.fallback)
+        self.defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels or _numbered(self._class_count(spec.outputs[self._output]))
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, geometry)
+    def candidates(self, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:
+        xywh, scores, label_ids = self._over(outputs[self._output], threshold)
+        return _corners(xywh), scores, label_ids
 
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_by_row(outputs, count)
-
-    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
-        """Outputs: one picture's rows, without the batch dimension."""
-        chosen = options.over(self._defaults)
-        assert chosen.score_threshold is not None
-        xywh, scores, label_ids = self._candidates(outputs[self._output], chosen.score_threshold)
-        if chosen.classes:
-            mask = allowed(label_ids, class_ids(chosen.classes, self.labels))
-            xywh, scores, label_ids = xywh[mask], scores[mask], label_ids[mask]
-        boxes = _corners(xywh)
-        assert chosen.iou_threshold is not None and chosen.max_detections is not None
-        kept = non_maximum_suppression(boxes, scores, label_ids, chosen.iou_threshold, chosen.max_detections)
-        return detection_result(geometry.to_original(boxes[kept]), scores[kept], label_ids[kept], self.labels)
-
-    def _candidates(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
+    def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
         """Boxes (N, 4) centre x, y, width, height in the prepared picture, scores (N,) over `threshold`, ids (N,)."""
         raise NotImplementedError
 
@@ -76,7 +53,7 @@ class YoloV5(_Yolo):
 
     fallback = Options(score_threshold=0.25, iou_threshold=0.45, max_detections=300)
 
-    def _candidates(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
+    def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
         rows = output[output[:, 4] > threshold]  # a score cannot exceed its objectness
         if threshold < EVALUATION_THRESHOLD:
             every = rows[:, 5:] * rows[:, 4:5]
@@ -96,7 +73,7 @@ class YoloV8(_Yolo):
 
     fallback = Options(score_threshold=0.25, iou_threshold=0.7, max_detections=300)
 
-    def _candidates(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
+    def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
         if threshold < EVALUATION_THRESHOLD:
             label_ids, anchors = np.nonzero(output[4:] > threshold)
             return output[:4, anchors].T, output[4 + label_ids, anchors], label_ids
