@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from scenes import draw_scene
 from visionpool.results import DetectionResult
 from visionpool_server.app import DEMO_MODELS, offline
@@ -69,17 +70,25 @@ def test_a_last_column_that_stands_for_less_than_a_whole_pixel_moves_nothing(tim
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_rotation_is_applied_to_the_reduced_picture_and_to_the_size(orientation: int) -> None:
-    data = saved(scene().resize((64, 32)), "JPEG", exif=_exif(orientation))
-    whole = decode(data)
-    reduced, geometry = decode_reduced(data, max_pixels=10**6, reduction=lambda *_: 2)
+@pytest.mark.parametrize("times", [2, 4, 8])
+def test_a_turned_picture_is_reduced_in_place(orientation: int, times: int) -> None:
+    """Sides that are no multiples of `times`: what is left over lies at the left or the top of some turned pictures."""
+    image = np.zeros((8 * 13 + 3, 8 * 21 + 1, 3), np.uint8)
+    image[32:64, 48:96] = 255
+    data = saved(Image.fromarray(image), "JPEG", exif=_exif(orientation), quality=95)
+    whole, (reduced, geometry) = decode(data), decode_reduced(data, max_pixels=10**6, reduction=lambda *_: times)
     assert (geometry.height, geometry.width) == whole.shape[:2]
-    assert reduced.shape[:2] == (whole.shape[0] // 2, whole.shape[1] // 2)
+    assert edges(reduced, geometry) == pytest.approx(edges(whole, Geometry(*whole.shape[:2])), abs=0.01)
+
+
+def edges(image: np.ndarray, geometry: Geometry) -> list[float]:
+    """xmin, ymin, xmax, ymax of what is white, in pixels of the original."""
+    rows, columns = np.nonzero(image[..., 0] > 127)
+    box = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
+    return [float(value) for value in geometry.to_original(box)[0]]
 
 
 def _exif(orientation: int) -> bytes:
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif.tobytes()

@@ -244,8 +244,9 @@ def test_infer_cfg_becomes_labels_recipe_and_threshold() -> None:
 @pytest.mark.parametrize(
     ("operation", "expected"),
     [
-        ({"type": "Resize", "target_size": 64, "interp": 1}, Resize((64, 64))),
-        ({"type": "Resize", "target_size": [64, 32], "keep_ratio": True}, Resize((64, 32), keep_ratio=True)),
+        ({"type": "Resize", "target_size": 64, "interp": 1, "keep_ratio": False}, Resize((64, 64))),
+        ({"type": "Resize", "target_size": [800, 1333], "keep_ratio": True}, ResizeShort(800, limit=1333)),
+        ({"type": "Resize", "target_size": [1333, 800]}, ResizeShort(800, limit=1333)),
         ({"type": "PadStride", "stride": 32}, PadToStride(32)),
         ({"type": "Pad", "size": [640, 320], "fill_value": [114.0, 114.0, 114.0]}, Pad((640, 320), 114)),
         ({"type": "LetterBoxResize", "target_size": [608, 1088]}, Letterbox((608, 1088), 128, "area")),
@@ -670,4 +671,19 @@ def test_a_model_that_takes_bytes_gets_the_picture_as_it_is(tmp_path: Path) -> N
         "{task: classification, preprocess: [{resize: 8}, {normalize: {mean: 0.5, std: 0.5}}]}"
     )
     with pytest.raises(InvalidModel, match="takes uint8"):
+        load_model(find_models(tmp_path)[0], Defaults())
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"task": "segmentation"}, "is not what the family"),
+        ({"postprocess": {"top_k": 3}}, "postprocess.top_k means nothing"),
+        ({"labels": ["a", "b"]}, "labels names 2 classes"),
+    ],
+)
+def test_what_has_no_effect_is_refused(tmp_path: Path, said: dict[str, Any], complaint: str) -> None:
+    tiny_models.yolov8(tmp_path / "m.onnx")
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump({"family": "yolov8", **said}))
+    with pytest.raises(InvalidModel, match=complaint):
         load_model(find_models(tmp_path)[0], Defaults())

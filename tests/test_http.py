@@ -98,6 +98,10 @@ class TestBodies:
     def test_the_name_of_a_forms_field_does_not_matter(self, http: httpx.Client) -> None:
         assert_shows(answered(http.post(PREDICT, files={"anything": picture(RED)}, data={"note": "a text"})), RED)
 
+    def test_an_option_in_a_form_is_not_lost_in_silence(self, http: httpx.Client) -> None:
+        error = refused(http.post(PREDICT, files={"image": picture(RED)}, data={"top_k": "1"}), 400, "invalid_request")
+        assert "query" in error["message"] and "top_k" in error["message"]
+
     def test_a_form_without_a_picture_is_refused(self, http: httpx.Client) -> None:
         files = {"image": (None, "just a text")}
         error = refused(http.post(PREDICT, files=files), 400, "invalid_request")
@@ -310,7 +314,7 @@ class TestModels:
         assert model["outputs"] == [{"name": "output0", "shape": [None, 3], "dtype": "float32"}]
         assert model["source"] == "model.yaml"
         assert model["restarts"] == 0
-        assert model["batching"] == {"max_queue_size": 128, "max_queue_delay_us": 0, "timeout_ms": 30000}
+        assert model["batching"] == {"max_queue_size": 128, "max_queue_delay_us": 0, "timeout_ms": 60000}
         (workers,) = model["workers"]
         assert (workers["backend"], workers["count"]) == ("fake", 2)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from visionpool.errors import InvalidRequest
+from visionpool.errors import InvalidSetting
 from visionpool_server.api.urls import UrlFetcher
 
 from tests.raw_http import error_of
@@ -181,5 +181,6 @@ class TestPrefixes:
         assert UrlFetcher((prefix,), 1000).allows(url) is allowed
 
     def test_a_prefix_that_is_no_url_is_refused_at_the_start(self) -> None:
-        with pytest.raises(InvalidRequest, match=r"img\.example\.com"):
-            UrlFetcher(("img.example.com",), 1000)
+        for prefix in ("img.example.com", "http://h:99999/", "http://[::1"):
+            with pytest.raises(InvalidSetting, match="--allow-urls"):
+                UrlFetcher((prefix,), 1000)

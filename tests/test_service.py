@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from visionpool.errors import DeadlineExceeded, InvalidImage, InvalidOption
+from visionpool.errors import DeadlineExceeded, InvalidImage, InvalidOption, TooLarge
 from visionpool.results import ClassifyResult
 from visionpool_server.app import offline
 from visionpool_server.backends.fake import FakeEngine
 from visionpool_server.families import Options
+from visionpool_server.imaging.decode import decode
 from visionpool_server.models.loader import Defaults, Model
 from visionpool_server.service import Ask, Service
 
@@ -48,13 +49,40 @@ def test_a_prediction_has_its_result_and_the_times_of_all_stages(service: Servic
     assert prediction.result.labels[0] == "red"
     assert list(prediction.timings) == ["decode", "prepare", "queue", "infer", "finish"]
     assert prediction.timings["infer"] >= 1
-    assert prediction.image is None
 
 
-def test_the_decoded_picture_is_kept_where_it_is_asked_for(service: Service, model: Model) -> None:
-    prediction = asyncio.run(service.predict(model, picture(RED, (30, 20)), Ask(keep_image=True)))
-    assert prediction.image is not None
-    assert prediction.image.shape == (20, 30, 3)
+def test_an_annotated_picture_comes_with_its_prediction_while_the_place_is_held(service: Service, model: Model) -> None:
+    prediction, drawn = asyncio.run(service.annotate(model, picture(RED, (30, 20)), Ask(), "png"))
+    assert isinstance(prediction.result, ClassifyResult)
+    assert decode(drawn).shape == (20, 30, 3)
+
+
+def test_of_several_pictures_the_one_that_fails_is_named_and_the_places_are_given_back(
+    service: Service, model: Model
+) -> None:
+    for _ in range(3):
+        with pytest.raises(InvalidImage, match="picture 2 of 3"):
+            asyncio.run(service.predict_many(model, [picture(RED), picture(RED)[:40], picture(RED)]))
+    with model.pool.places(model.pool.options.max_queue_size):
+        """All places are free again."""
+
+
+def test_more_pictures_than_there_are_places_are_too_many_at_any_time(service: Service, model: Model) -> None:
+    with pytest.raises(TooLarge, match="has room for"):
+        asyncio.run(service.predict_many(model, [picture(RED)] * 10_000))
+
+
+@pytest.mark.parametrize("wrong", ["9" * 5000, "3", "-1", "\u0663", "nothing"])
+def test_a_class_that_the_model_does_not_have_costs_nothing(service: Service, model: Model, wrong: str) -> None:
+    with pytest.raises(InvalidOption, match="no class"):
+        asyncio.run(service.predict(model, picture(RED), Ask(Options(classes=(wrong,)))))
+    assert batches(model) == []
+
+
+def test_a_class_named_twice_is_answered_once(service: Service, model: Model) -> None:
+    prediction = asyncio.run(service.predict(model, picture(RED), Ask(Options(classes=("red", "0", "red")))))
+    assert isinstance(prediction.result, ClassifyResult)
+    assert prediction.result.labels == ("red",)
 
 
 def test_a_caller_who_leaves_while_its_picture_is_decoded_costs_no_inference(service: Service, model: Model) -> None:

@@ -20,6 +20,7 @@ from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.connection import Connection
 from visionpool_server.api.http import build_http
 from visionpool_server.api.urls import UrlFetcher
+from visionpool_server.models.files import ModelFiles
 from visionpool_server.models.loader import Defaults, Model
 from visionpool_server.models.repository import Repository, load_all, locate
 from visionpool_server.service import Service
@@ -54,53 +55,58 @@ class App:
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Raises SetupError where it cannot start."""
         found = locate(self._settings.models or [DEMO_MODELS / name for name in ("shapes", "digits")])
+        server = self._server()
         listener = _listen(self._settings.host, self._settings.http_port)
-        host, port = listener.getsockname()[:2]
-        limits = BodyLimits(self._settings.max_body_bytes, self._settings.body_timeout)
-        urls = UrlFetcher(self._settings.allow_urls, limits.max_bytes)
-        http = build_http(self._service, limits, urls, lambda: self._ready)
-        server = _Server(
-            uvicorn.Config(
-                http,
-                http=Connection,
-                access_log=False,
-                proxy_headers=False,  # nothing here asks who the client is
-                log_config=None,
-                server_header=False,
-                timeout_graceful_shutdown=_GRACE,
-                backlog=2048,
-            )
-        )
-
-        def load() -> None:
-            for model in load_all(found, self._settings.defaults):
-                self._models.add(model)
-                self._on_loaded(model)
-            self._models.loading = False
-            gc.freeze()  # what is loaded stays: the collector need not look at it again and again
-            self._ready = True
-            self._on_ready(_url(host, port))
-
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(self._serve(server, listener, load))
+                runner.run(self._serve(server, listener, found))
         finally:
             self._service.close()
             self._models.close()
         if self._failure:
             raise self._failure
 
-    async def _serve(self, server: uvicorn.Server, listener: socket.socket, load: Callable[[], None]) -> None:
+    def _server(self) -> uvicorn.Server:
+        limits = BodyLimits(self._settings.max_body_bytes, self._settings.body_timeout)
+        urls = UrlFetcher(self._settings.allow_urls, limits.max_bytes)
+        config = uvicorn.Config(
+            build_http(self._service, limits, urls, lambda: self._ready),
+            http=Connection,
+            access_log=False,
+            proxy_headers=False,  # nothing here asks who the client is
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE,
+            backlog=2048,
+        )
+        return _Server(config)
+
+    async def _serve(self, server: uvicorn.Server, listener: socket.socket, found: list[ModelFiles]) -> None:
         """Answers /health from the start, while the models are still loading on a thread of their own."""
         self._models.loading = True
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            await asyncio.to_thread(load)
+            loaded = await asyncio.to_thread(self._load, found, lambda: server.should_exit)
+            if loaded:
+                self._on_ready(_url(*listener.getsockname()[:2]))
         except SetupError as error:
             self._failure = error
-            server.should_exit = True
-        await serving
-        self._ready = False
+        finally:
+            server.should_exit = server.should_exit or not self._ready
+            await serving
+            self._ready = False
+
+    def _load(self, found: list[ModelFiles], stopped: Callable[[], bool]) -> bool:
+        """Whether all models are there; between one and the next it looks whether the server was told to stop."""
+        for model in load_all(found, self._settings.defaults):
+            self._models.add(model)
+            if stopped():
+                return False
+            self._on_loaded(model)
+        self._models.loading = False
+        gc.freeze()  # what is loaded stays: the collector need not look at it again and again
+        self._ready = True
+        return True
 
 
 class _Server(uvicorn.Server):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition, Thread
 
-from visionpool.errors import InferenceFailed, QueueFull, Unavailable
+from visionpool.errors import InferenceFailed, QueueFull, TooLarge, Unavailable
 
 from visionpool_server.backends import Engine
 from visionpool_server.batching import Job, JobQueue
@@ -73,26 +74,40 @@ class Pool:
                 self._start_worker(engine)
         self._supervisor.start()
 
-    def admit(self) -> None:
-        """Takes a place for one picture before anything is spent on it. Raises QueueFull, with a time to come back.
+    @contextmanager
+    def places(self, count: int) -> Iterator[None]:
+        """Takes places for so many pictures, before anything is spent on them, and gives them back at the end.
 
-        A place is a slot of the queue or of a running batch; whoever took one gives it back by `release`.
+        A place is a slot of the queue or of a running batch. Raises QueueFull, with a time to come back, and TooLarge for
+        more pictures than there are places.
         """
+        self.admit(count)
+        try:
+            yield
+        finally:
+            self.release(count)
+
+    def release(self, count: int = 1) -> None:
+        with self._changed:
+            self._admitted -= count
+            self._rate.count(count, busy=self._admitted > 0)
+
+    def admit(self, count: int = 1) -> None:
+        if count > self._places:
+            raise TooLarge(
+                f"{count} pictures in one request, and {self.name} has room for {self._places}",
+                hint="send fewer at once, or raise batching.max_queue_size",
+            )
         with self._changed:
             if self._closing:
                 raise Unavailable("the model is being unloaded")
-            if self._admitted >= self._places:
+            if self._admitted + count > self._places:
                 raise QueueFull(
                     f"{self.name}: {self._admitted} pictures are waiting already",
                     hint="come back after the time in Retry-After, or raise batching.max_queue_size",
                     retry_after=self._rate.seconds_for(self._admitted),
                 )
-            self._admitted += 1
-
-    def release(self) -> None:
-        with self._changed:
-            self._admitted -= 1
-            self._rate.count(busy=self._admitted > 0)
+            self._admitted += count
 
     def submit(self, job: Job) -> None:
         """Queues a job; its future gets what its `finish` returns. Raises QueueFull, Unavailable."""
@@ -172,11 +187,11 @@ class _Rate:
         self._interval = 0.05
         self._last = 0.0
 
-    def count(self, *, busy: bool) -> None:
-        """One left; `busy`: others are still there, so that the time until the next one counts."""
+    def count(self, pictures: int, *, busy: bool) -> None:
+        """So many left; `busy`: others are still there, so that the time until the next one counts."""
         now = time.monotonic()
         if self._last:
-            self._interval += (now - self._last - self._interval) / 32
+            self._interval += ((now - self._last) / pictures - self._interval) / 32
         self._last = now if busy else 0.0
 
     def seconds_for(self, pictures: int) -> float:

@@ -84,11 +84,11 @@ class Worker:
             started = time.monotonic()
             outputs = context.infer(stack([job.tensors for job in jobs], self._padded_size(len(jobs))))
             infer_s = time.monotonic() - started
-            parts = self._split(outputs, len(jobs))
+            parts = list(zip(jobs, self._split(outputs, len(jobs)), strict=True))
         except Exception as error:
             self._recover(context, jobs, error)
             return
-        for job, part in zip(jobs, parts, strict=True):
+        for job, part in parts:
             job.queue_s, job.infer_s, job.batch_size = pulled - job.queued_at, infer_s, len(jobs)
             _finish(job, part)
 

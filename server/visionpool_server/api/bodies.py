@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import orjson
@@ -17,6 +17,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from visionpool.errors import Cancelled, InvalidRequest, RequestTimeout, TooLarge, UnsupportedMedia
 
+from visionpool_server.api.budget import ByteBudget, Held
+from visionpool_server.api.options import PredictOptions
 from visionpool_server.api.urls import UrlFetcher
 from visionpool_server.imaging.decode import sniff
 
@@ -30,8 +32,9 @@ _BARE = {"", "application/octet-stream", "application/x-www-form-urlencoded"}  #
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
     max_bytes: int = 64 * 2**20
-    timeout: float = 30.0  # seconds for the whole body
+    timeout: float = 30.0  # seconds for the whole body, and for all URLs in it
     max_pictures: int = 64
+    budget: ByteBudget = field(default_factory=lambda: ByteBudget(2**30))  # over all requests
 
 
 class JsonPicture(BaseModel):
@@ -47,8 +50,9 @@ class JsonPictures(BaseModel):
     images: Annotated[list[JsonPicture], Field(min_length=1)]
 
 
-async def read_body(request: Request, limits: BodyLimits) -> bytes:
-    """The whole body. Raises TooLarge before reading what declares itself too large, RequestTimeout for a slow one."""
+async def read_body(request: Request, limits: BodyLimits, held: Held) -> bytes:
+    """The whole body. Raises TooLarge before reading what declares itself too large, RequestTimeout for a slow one,
+    QueueFull where the server holds too many bytes already."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.max_bytes:
         raise _too_large(limits)
@@ -60,6 +64,7 @@ async def read_body(request: Request, limits: BodyLimits) -> bytes:
                 size += len(chunk)
                 if size > limits.max_bytes:
                     raise _too_large(limits)
+                held.take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
         raise RequestTimeout(f"the request was not complete after {limits.timeout:g} s") from error
@@ -68,16 +73,16 @@ async def read_body(request: Request, limits: BodyLimits) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def read_pictures(request: Request, limits: BodyLimits, urls: UrlFetcher) -> list[bytes]:
+async def read_pictures(request: Request, limits: BodyLimits, urls: UrlFetcher, held: Held) -> list[bytes]:
     """The pictures of a request, at least one. Raises InvalidRequest, UnsupportedMedia, TooLarge, RequestTimeout."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = await read_body(request, limits)
+    body = await read_body(request, limits, held)
     if kind.startswith("image/"):
         return [body]
     if kind == "multipart/form-data":
         pictures = await _from_form(request.headers, body, limits)
     elif kind == "application/json":
-        pictures = await _from_json(body, limits, urls)
+        pictures = await _from_json(body, limits, urls, held)
     elif kind in _BARE and (sniff(body) or kind == "application/octet-stream"):
         return [body]
     else:
@@ -96,17 +101,26 @@ async def _from_form(headers: Headers, body: bytes, limits: BodyLimits) -> list[
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise InvalidRequest(f"the multipart form cannot be read: {error}", hint=_HINT) from error
-    files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    parts = form.multi_items()
+    files = [part for _, part in parts if isinstance(part, UploadFile)]
     if not files:
         raise InvalidRequest("the form has no file part", hint="curl -F image=@picture.jpg")
+    if options := [name for name, part in parts if isinstance(part, str) and name in PredictOptions.model_fields]:
+        raise InvalidRequest(
+            f"options go into the query, not into the form: {', '.join(options)}", hint=f"?{options[0]}=..."
+        )
     pictures = [await part.read() for part in files]
     await form.close()
     return pictures
 
 
-async def _from_json(body: bytes, limits: BodyLimits, urls: UrlFetcher) -> list[bytes]:
+async def _from_json(body: bytes, limits: BodyLimits, urls: UrlFetcher, held: Held) -> list[bytes]:
     sources = await asyncio.to_thread(_sources, body, limits)  # megabytes of base64: not on the event loop
-    return [source if isinstance(source, bytes) else await urls.fetch(source) for source in sources]
+    try:
+        async with asyncio.timeout(limits.timeout):
+            return [source if isinstance(source, bytes) else await urls.fetch(source, held) for source in sources]
+    except TimeoutError as error:
+        raise InvalidRequest(f"the URLs did not all answer within {limits.timeout:g} s") from error
 
 
 def _sources(body: bytes, limits: BodyLimits) -> list[bytes | str]:

@@ -43,10 +43,10 @@ class FastDeployApi:
 
     async def predict(self, request: Request) -> Response:
         model = self.service.models.get(request.path_params["model"])
-        body = await read_body(request, self.limits)
-        picture, parameters = await asyncio.to_thread(_parsed, body)  # megabytes of base64: not on the event loop
-        ask = read_ask(parameters)
-        prediction = await unless_gone(request, self.service.predict(model, picture, ask))
+        with self.limits.budget.hold() as held:
+            body = await read_body(request, self.limits, held)
+            picture, parameters = await asyncio.to_thread(_parsed, body)  # megabytes of base64: not on the event loop
+            prediction = await unless_gone(request, self.service.predict(model, picture, read_ask(parameters)))
         result = orjson.dumps(result_fields(prediction.result)).decode()
         return Response(orjson.dumps({"result": result}), media_type="application/json")
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from visionpool.errors import Cancelled, InvalidRequest, VisionpoolError
+from visionpool.errors import Cancelled, InvalidRequest
 from visionpool.results import Result
 
 from visionpool_server.api.bodies import BodyLimits, JsonPictures, read_pictures
@@ -23,12 +23,16 @@ from visionpool_server.api.schemas import (
     inlined,
 )
 from visionpool_server.api.urls import UrlFetcher
-from visionpool_server.imaging.draw import draw, encode
 from visionpool_server.models.loader import Model
-from visionpool_server.service import Ask, Prediction, Service
+from visionpool_server.service import Ask, PictureType, Prediction, Service
 
 T = TypeVar("T")
-_PICTURE_TYPES = {"image/jpeg": "jpeg", "image/jpg": "jpeg", "image/png": "png", "image/*": "jpeg"}
+_PICTURE_TYPES: dict[str, PictureType] = {
+    "image/jpeg": "jpeg",
+    "image/jpg": "jpeg",
+    "image/png": "png",
+    "image/*": "jpeg",
+}
 _STATUSES = (400, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
@@ -45,35 +49,24 @@ class VisionApi:
         picture_type = _wanted_picture(request.headers.get("accept"))
         given = request.query_params
         said = {name: ",".join(given.getlist(name)) for name in given}  # classes=a&classes=b is classes=a,b
-        ask = read_ask(said, keep_image=picture_type is not None)
-        pictures = await read_pictures(request, self.limits, self.urls)
-        predictions = await unless_gone(request, self._all(model, pictures, ask))
+        ask = read_ask(said)
+        with self.limits.budget.hold() as held:
+            pictures = await read_pictures(request, self.limits, self.urls, held)
+            if picture_type:
+                return await self._drawn(request, model, pictures, ask, picture_type)
+            predictions = await unless_gone(request, self.service.predict_many(model, pictures, ask))
         timing = {"Server-Timing": server_timing(predictions)}
-        if picture_type is None:
-            return Response(_encoded(model, predictions), 200, timing, "application/json")
-        body = await asyncio.to_thread(_annotated, predictions, picture_type)
-        return Response(body, 200, timing, f"image/{picture_type}")
+        return Response(_encoded(model, predictions), 200, timing, "application/json")
 
-    async def _all(self, model: Model, pictures: Sequence[bytes], ask: Ask) -> list[Prediction]:
-        """All or nothing: the first picture that fails fails the request, and says which it was."""
-        if len(pictures) == 1:
-            return [await self.service.predict(model, pictures[0], ask)]
-        if ask.keep_image:
+    async def _drawn(
+        self, request: Request, model: Model, pictures: list[bytes], ask: Ask, kind: PictureType
+    ) -> Response:
+        if len(pictures) > 1:
             raise InvalidRequest(
                 "an annotated picture is made of one picture", hint="send them one by one, or ask for JSON"
             )
-        tasks = [asyncio.ensure_future(self.service.predict(model, picture, ask)) for picture in pictures]
-        try:
-            return list(await asyncio.gather(*tasks))
-        except VisionpoolError:
-            await asyncio.wait(tasks)
-            index, error = next((i, e) for i, task in enumerate(tasks) if (e := task.exception()) is not None)
-            if isinstance(error, VisionpoolError):
-                error.message = f"picture {index + 1} of {len(pictures)}: {error.message}"
-            raise error from None
-        finally:
-            for task in tasks:
-                task.cancel()
+        prediction, body = await unless_gone(request, self.service.annotate(model, pictures[0], ask, kind))
+        return Response(body, 200, {"Server-Timing": server_timing([prediction])}, f"image/{kind}")
 
     async def models(self) -> Response:
         return _json({"models": [_summary(model) for model in self.service.models]})
@@ -167,13 +160,7 @@ def _encoded(model: Model, predictions: Sequence[Prediction]) -> bytes:
     )
 
 
-def _annotated(predictions: Sequence[Prediction], picture_type: str) -> bytes:
-    image = predictions[0].image
-    assert image is not None
-    return encode(draw(image, predictions[0].result), picture_type)  # type: ignore[arg-type]
-
-
-def _wanted_picture(accept: str | None) -> str | None:
+def _wanted_picture(accept: str | None) -> PictureType | None:
     """The kind of annotated picture that an Accept header prefers over JSON, if it does (RFC 9110, 12.5.1)."""
     if accept is None or "image/" not in accept.lower():
         return None

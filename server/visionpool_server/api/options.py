@@ -13,7 +13,9 @@ from visionpool_server.service import Ask
 
 
 def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [str(part) if type(part) is int else part for part in value] if isinstance(value, list) else value
 
 
 class PredictOptions(BaseModel):
@@ -30,7 +32,7 @@ class PredictOptions(BaseModel):
     classes: Annotated[
         list[str] | None,
         BeforeValidator(_split),
-        Field(description="Only these: names or ids, with commas between."),
+        Field(max_length=1000, description="Only these: names or ids, with commas between."),
     ] = None
     timeout_ms: Annotated[float | None, Field(gt=0, le=3_600_000, description="Give up after so long.")] = None
 
@@ -38,10 +40,10 @@ class PredictOptions(BaseModel):
 _NOTHING = Ask()
 
 
-def read_ask(values: Mapping[str, Any], *, keep_image: bool = False) -> Ask:
+def read_ask(values: Mapping[str, Any]) -> Ask:
     """Raises InvalidOption, naming the option, and the known ones where it is not known."""
     if not values:
-        return Ask(keep_image=True) if keep_image else _NOTHING
+        return _NOTHING
     try:
         said = PredictOptions.model_validate(dict(values))
     except ValidationError as error:
@@ -55,4 +57,4 @@ def read_ask(values: Mapping[str, Any], *, keep_image: bool = False) -> Ask:
     if "classes" in given:
         given["classes"] = tuple(given["classes"])
     options = Options(**given) if given else NO_OPTIONS
-    return Ask(options, said.timeout_ms / 1000 if said.timeout_ms else None, keep_image)
+    return Ask(options, said.timeout_ms / 1000 if said.timeout_ms else None)

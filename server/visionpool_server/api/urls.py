@@ -6,7 +6,9 @@ import asyncio
 from urllib.parse import urlsplit
 
 import httpx
-from visionpool.errors import InvalidRequest, TooLarge
+from visionpool.errors import InvalidRequest, InvalidSetting, TooLarge
+
+from visionpool_server.api.budget import Held
 
 _TIMEOUT = 10.0  # seconds, for all of a picture
 
@@ -15,10 +17,10 @@ class UrlFetcher:
     """`allowed`: prefixes of URLs, such as `https://img.example.com/pictures/`. Redirects are not followed."""
 
     def __init__(self, allowed: tuple[str, ...], max_bytes: int) -> None:
-        self._allowed = tuple(_parts(prefix) for prefix in allowed)
+        self._allowed = tuple(_allowed(prefix) for prefix in allowed)
         self._max_bytes = max_bytes
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, held: Held) -> bytes:
         """Raises InvalidRequest for a URL that is not allowed or does not answer, TooLarge for a body over the limit."""
         if not self.allows(url):
             raise InvalidRequest(
@@ -36,6 +38,7 @@ class UrlFetcher:
                     raise InvalidRequest(f"the picture's URL answered {response.status_code}")
                 async for chunk in response.aiter_bytes():
                     size += len(chunk)
+                    held.take(len(chunk))
                     if size > self._max_bytes:
                         raise TooLarge(f"the picture at that URL is larger than {self._max_bytes / 2**20:g} MiB")
                     chunks.append(chunk)
@@ -50,6 +53,15 @@ class UrlFetcher:
         except (InvalidRequest, ValueError):
             return False
         return any(scheme == s and host == h and _below(path, p) for s, h, p in self._allowed)
+
+
+def _allowed(prefix: str) -> tuple[str, str, str]:
+    try:
+        return _parts(prefix)
+    except (InvalidRequest, ValueError) as error:
+        raise InvalidSetting(
+            f"--allow-urls {prefix[:100]!r}: {error}", hint="such as https://img.example.com/pictures/"
+        ) from error
 
 
 def _below(path: str, prefix: str) -> bool:

@@ -56,6 +56,7 @@ class Options:
 
 
 NO_OPTIONS = Options()
+MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Family(Protocol):
     recipe: Recipe
     image_input: str
     labels: tuple[str, ...]
+    class_count: int | None  # None: the model's tensors do not say
     accepts: frozenset[str]  # the options that mean something to it
 
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
@@ -115,17 +117,28 @@ def build_family(name: str, spec: FamilySpec) -> Family:
     return build(spec)
 
 
-def class_ids(classes: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """The ids of classes given by name or number. Raises InvalidOption for one that the model does not have."""
+def class_ids(classes: Sequence[str], labels: Sequence[str], count: int | None) -> list[int]:
+    """The ids of classes given by name or number, each once. `count`: how many the model has, where it is known.
+
+    Raises InvalidOption for one that the model does not have.
+    """
+    limit = count if count is not None else len(labels) or MAX_CLASSES
     ids = []
     for item in classes:
         if item in labels:
             ids.append(labels.index(item))
-        elif item.isdecimal() and int(item) < len(labels):
+        elif item.isdecimal() and len(item) < 10 and int(item) < limit:
             ids.append(int(item))
         else:
-            raise InvalidOption(f"the model has no class {item!r}", hint="GET /v1/models/{model} lists its labels")
-    return ids
+            raise InvalidOption(
+                f"the model has no class {item[:80]!r}", hint="GET /v1/models/{model} lists its labels; ids start at 0"
+            )
+    return list(dict.fromkeys(ids))
+
+
+def numbered(count: int | None) -> tuple[str, ...]:
+    """Labels for a model that names none: the ids themselves."""
+    return tuple(str(i) for i in range(count or 0))
 
 
 def label_of(labels: Sequence[str], index: int) -> str:

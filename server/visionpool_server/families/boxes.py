@@ -26,6 +26,7 @@ class CandidateDetector:
     recipe: Recipe
     image_input: str
     labels: tuple[str, ...]
+    class_count: int | None
     defaults: Options  # with score_threshold, iou_threshold and max_detections set
 
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
@@ -42,7 +43,7 @@ class CandidateDetector:
         assert score is not None and iou is not None and limit is not None
         boxes, scores, label_ids = self.candidates(outputs, score)
         if chosen.classes:
-            mask = allowed(label_ids, class_ids(chosen.classes, self.labels))
+            mask = allowed(label_ids, class_ids(chosen.classes, self.labels, self.class_count))
             boxes, scores, label_ids = boxes[mask], scores[mask], label_ids[mask]
         kept = non_maximum_suppression(boxes, scores, label_ids, iou, limit)
         return detection_result(geometry.to_original(boxes[kept]), scores[kept], label_ids[kept], self.labels)
@@ -62,6 +63,8 @@ def non_maximum_suppression(
     if not len(boxes):
         return np.empty(0, np.intp)
     order = _best_first(scores)
+    if iou_threshold >= 1:  # nothing overlaps more: OpenCV would still compare each with all
+        return order[:limit]
     xywh = boxes[order].astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
     xywh[:, :2] -= xywh[:, :2].min()  # OpenCV lays the classes side by side, and takes 0 for the smallest coordinate

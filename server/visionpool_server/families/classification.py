@@ -39,6 +39,7 @@ class Classification:
             raise InvalidModel(f"a classifier's output is (pictures, classes); this model's is {shape}")
         self._defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels
+        self.class_count = shape[1] if len(shape) > 1 else None
 
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         prepared, geometry = self.recipe.prepare(image, geometry)
@@ -51,7 +52,8 @@ class Classification:
         """The `top_k` best classes over `score_threshold`, of those in `classes`."""
         chosen = options.over(self._defaults)
         scores = probabilities(outputs[self._output].reshape(-1))
-        ids = np.array(class_ids(chosen.classes, self.labels) if chosen.classes else range(len(scores)), np.intp)
+        wanted = class_ids(chosen.classes, self.labels, len(scores)) if chosen.classes else range(len(scores))
+        ids = np.array(wanted, np.intp)
         best = ids[highest(scores[ids], chosen.top_k or len(ids))]
         best = best[scores[best] >= (chosen.score_threshold or 0.0)]
         kept = best.tolist()

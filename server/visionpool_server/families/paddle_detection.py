@@ -36,6 +36,7 @@ class PaddleDetection:
         self._rows, self._counts = _row_and_count_outputs(spec)
         self._defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels
+        self.class_count = len(spec.labels) or None  # the rows do not say
 
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         prepared, geometry = self.recipe.prepare(image, geometry)
@@ -43,25 +44,32 @@ class PaddleDetection:
         if "scale_factor" in self._side_inputs:
             tensors["scale_factor"] = np.array([geometry.scale_y, geometry.scale_x], np.float32)
         if "im_shape" in self._side_inputs:
-            tensors["im_shape"] = np.array(prepared.shape[:2], np.float32)
+            resized = round(geometry.height * geometry.scale_y), round(geometry.width * geometry.scale_x)
+            tensors["im_shape"] = np.array(resized, np.float32)  # without what was padded
         return Prepared(tensors, geometry)
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        """Rows of picture i follow those of picture i - 1; a runtime that pads gives each picture an equal share."""
+        """Rows of picture i follow those of picture i - 1; a runtime that pads gives each picture an equal share.
+
+        The batch itself may be padded: it then holds more than `count` pictures.
+        """
         rows, counts = outputs[self._rows], outputs[self._counts].reshape(-1)
-        share = len(rows) // count
-        padded = int(counts.sum()) != len(rows) and share * count == len(rows)
-        starts = np.arange(count) * share if padded else np.concatenate([[0], np.cumsum(counts)[:-1]])
-        return [{self._rows: rows[start : start + n]} for start, n in zip(starts, counts, strict=True)]
+        packed = int(counts.sum()) == len(rows)
+        share = len(rows) // len(counts)
+        starts = np.cumsum(counts) - counts if packed else np.arange(len(counts)) * share
+        return [{self._rows: rows[start : start + n]} for start, n in zip(starts[:count], counts[:count], strict=True)]
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
         chosen = options.over(self._defaults)
         rows = outputs[self._rows]
         rows = rows[(rows[:, 0] >= 0) & (rows[:, 1] > chosen.score_threshold)]
         if chosen.classes:
-            rows = rows[allowed(rows[:, 0].astype(np.int64), class_ids(chosen.classes, self.labels))]
+            rows = rows[allowed(rows[:, 0].astype(np.int64), class_ids(chosen.classes, self.labels, self.class_count))]
         rows = rows[np.argsort(-rows[:, 1], kind="stable")[: chosen.max_detections]]
-        return detection_result(geometry.clip(rows[:, 2:6]), rows[:, 1], rows[:, 0].astype(np.int64), self.labels)
+        # The graph has divided by the scale; an offset, where there is one, is still to be taken off.
+        offset = np.array([geometry.offset_x / geometry.scale_x, geometry.offset_y / geometry.scale_y] * 2, np.float32)
+        boxes = geometry.clip(rows[:, 2:6] - offset)
+        return detection_result(boxes, rows[:, 1], rows[:, 0].astype(np.int64), self.labels)
 
 
 def _row_and_count_outputs(spec: FamilySpec) -> tuple[str, str]:

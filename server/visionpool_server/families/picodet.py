@@ -17,6 +17,7 @@ from visionpool_server.families import (
     Options,
     Tensors,
     image_input,
+    numbered,
 )
 from visionpool_server.families.boxes import CandidateDetector, Floats, Ints
 from visionpool_server.imaging.recipe import Arithmetic, Recipe, Resize
@@ -47,8 +48,8 @@ class PicoDet(CandidateDetector):
         self.recipe = spec.recipe or Recipe((Resize(size, interpolation="cubic"),), IMAGENET)
         self._heads = _heads(spec, size)
         self.defaults = spec.defaults.over(self.fallback)
-        classes = spec.outputs[self._heads[0].scores][2]
-        self.labels = spec.labels or tuple(str(i) for i in range(classes or 0))
+        self.class_count = spec.outputs[self._heads[0].scores][2]
+        self.labels = spec.labels or numbered(self.class_count)
 
     def candidates(self, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:
         found = [_decode(head, outputs, threshold) for head in self._heads]

@@ -13,6 +13,7 @@ from visionpool_server.families import (
     Options,
     Tensors,
     image_input,
+    numbered,
 )
 from visionpool_server.families.boxes import CandidateDetector, Floats, Ints
 from visionpool_server.imaging.recipe import Letterbox, Recipe
@@ -34,7 +35,8 @@ class _Yolo(CandidateDetector):
         self.recipe = spec.recipe or Recipe((Letterbox(size),))
         self._output = _only_output(spec)
         self.defaults = spec.defaults.over(self.fallback)
-        self.labels = spec.labels or _numbered(self._class_count(spec.outputs[self._output]))
+        self.class_count = self._class_count(spec.outputs[self._output])
+        self.labels = spec.labels or numbered(self.class_count)
 
     def candidates(self, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:
         xywh, scores, label_ids = self._over(outputs[self._output], threshold)
@@ -100,7 +102,3 @@ def _only_output(spec: FamilySpec) -> str:
             hint="export it without NMS, for the task 'detect'",
         )
     return ranked[0]
-
-
-def _numbered(count: int | None) -> tuple[str, ...]:
-    return tuple(str(i) for i in range(count or 0))

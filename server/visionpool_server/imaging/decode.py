@@ -43,6 +43,8 @@ _REDUCED = {  # the "grayscale" flags only carry the factor: with a colour flag 
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 _LAST_LEVEL = 4  # EXIF orientations above it turn the picture on its side
+_LAST_COLUMN_FIRST = {2, 3, 6, 7}  # ... and these bring the end of a row or column to the left, or to the top
+_LAST_ROW_FIRST = {3, 4, 7, 8}
 _FIRST_FRAME: dict[str, Callable[[memoryview], bytes | memoryview]] = {
     png.NAME: png.first_frame,
     gif.NAME: gif.first_frame,
@@ -86,9 +88,16 @@ def decode_reduced(
     times = reduction(height, width) if header.format == jpeg.NAME and not header.raw else 1
     cut = _FIRST_FRAME.get(header.format)
     pixels = _as_shown(_imdecode(cut(view) if cut else view, header, times), header)
-    return pixels, Geometry(
-        height, width, 1 / times, 1 / times
-    )  # also where the last pixel stands for less than a whole one
+    return pixels, _reduced_geometry(height, width, times, header.orientation)
+
+
+def _reduced_geometry(height: int, width: int, times: int, orientation: int) -> Geometry:
+    """Where the original lies in a picture reduced so many times. The last row and column may stand for less than `times`
+    pixels; turning the picture upright can bring them to the top and to the left."""
+    geometry = Geometry(height, width, 1 / times, 1 / times)
+    left = -width % times / times if orientation in _LAST_COLUMN_FIRST else 0.0
+    top = -height % times / times if orientation in _LAST_ROW_FIRST else 0.0
+    return geometry.shifted(left, top)
 
 
 def _as_shown(pixels: NDArray[Any], header: Header) -> NDArray[np.uint8]:

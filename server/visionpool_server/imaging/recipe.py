@@ -132,18 +132,19 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class ResizeShort:
-    """The shorter side to `size` pixels, the longer one in proportion.
+    """The shorter side to `size` pixels, the longer one in proportion, but not over `limit`.
 
     Raises TooLarge for a picture so thin that its longer side would take more than `MAX_RESIZED_PIXELS`.
     """
 
     size: Side
     interpolation: Interpolation = "linear"
+    limit: Side | None = None
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         rows, columns = image.shape[:2]
-        ratio = self.size / min(rows, columns)
-        height, width = round(rows * ratio), round(columns * ratio)
+        ratio = self.ratio(rows, columns)
+        height, width = max(1, round(rows * ratio)), max(1, round(columns * ratio))
         if height * width > MAX_RESIZED_PIXELS:
             raise TooLarge(
                 f"a picture of {columns}x{rows} becomes {width}x{height} when its shorter side is brought to {self.size}",
@@ -155,7 +156,8 @@ class ResizeShort:
         return None
 
     def ratio(self, height: int, width: int) -> float:
-        return self.size / min(height, width)
+        ratio = self.size / min(height, width)
+        return min(ratio, self.limit / max(height, width)) if self.limit else ratio
 
 
 @dataclass(frozen=True, slots=True)

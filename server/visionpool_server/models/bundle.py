@@ -48,8 +48,8 @@ class Batching(_Part):
     sizes: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()  # fixed sizes to compile for; others are padded
     max_queue_delay_us: int = Field(0, ge=0, le=10_000_000)
     max_queue_size: int = Field(128, ge=1, le=100_000)
-    timeout_ms: Milliseconds = 30_000
-    hang_timeout_ms: Milliseconds = 60_000  # a worker that takes longer for one batch is replaced
+    timeout_ms: Milliseconds = 60_000
+    hang_timeout_ms: Milliseconds = 20_000  # a worker that takes longer for one batch is replaced
 
 
 class Postprocess(_Part):

@@ -82,6 +82,7 @@ def _load(files: ModelFiles, defaults: Defaults) -> Model:
     family = build_family(family_name, _family_spec(bundle, signature, files.folder))
     if picture_shape(_picture_spec(family, signature).shape).channels == 1:
         family.recipe = family.recipe.in_grey()
+    _check_said(bundle, written, family_name, family)
     _check_size(family, signature)
     image = _image_input(family, signature)
     engines = []
@@ -172,6 +173,25 @@ def _arithmetic_for(spec: TensorSpec, arithmetic: Arithmetic) -> Arithmetic:
 
 def _picture_spec(family: Family, signature: Signature) -> TensorSpec:
     return next(spec for spec in signature.inputs if spec.name == family.image_input)
+
+
+def _check_said(bundle: Bundle, written: Bundle, family_name: str, family: Family) -> None:
+    """What model.yaml says must have an effect: silence would look like one."""
+    if bundle.task not in (None, TASKS[family_name]):
+        raise InvalidModel(
+            f"task: {bundle.task} is not what the family {family_name} does: that is {TASKS[family_name]}"
+        )
+    for name, value in written.postprocess:
+        if value is not None and name not in family.accepts:
+            raise InvalidModel(
+                f"postprocess.{name} means nothing to the family {family_name}",
+                hint=f"it takes {', '.join(sorted(family.accepts - {'classes'}))}",
+            )
+    if family.class_count is not None and len(family.labels) not in (0, family.class_count):
+        raise InvalidModel(
+            f"labels names {len(family.labels)} classes, and the model has {family.class_count}",
+            hint="check the labels: a model.yaml or a file beside the weights names them",
+        )
 
 
 def _check_size(family: Family, signature: Signature) -> None:

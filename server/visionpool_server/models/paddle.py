@@ -5,7 +5,6 @@ Both describe the preprocessing; it comes out as a bundle's `preprocess` list. N
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,25 +12,13 @@ from visionpool.errors import InvalidModel
 
 from visionpool_server.models.bundle import Bundle
 from visionpool_server.models.labels import label
+from visionpool_server.models.numbers import number, shown
 
 _INTERPOLATIONS = {0: "nearest", 1: "linear", 2: "cubic", 3: "area"}  # OpenCV's numbers
 _NAMED_INTERPOLATIONS = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic", "area": "area"}
-_QUOTIENT = re.compile(r"^\s*([0-9.eE+-]+)\s*/\s*([0-9.eE+-]+)\s*$")
 _DETECTION, _CLASSIFICATION = "infer_cfg.yml", "inference_cls.yaml"
 
 Items = list[dict[str, Any]]
-
-
-def number(value: Any) -> float:
-    """A number, or a string such as `1.0/255.0`. Raises InvalidModel for anything else: nothing is evaluated."""
-    try:
-        if isinstance(value, (int, float)):
-            return float(value)
-        if quotient := _QUOTIENT.match(value):
-            return float(quotient[1]) / float(quotient[2])
-        return float(value)
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise InvalidModel(f"{_shown(value)} is not a number, nor a quotient of two") from error
 
 
 def detection(data: Mapping[str, Any]) -> Bundle:
@@ -53,15 +40,7 @@ def _detection_step(operation: Mapping[str, Any]) -> Items:
     kind = operation.get("type")
     match kind:
         case "Resize":
-            return [
-                {
-                    "resize": {
-                        "size": _pair(operation.get("target_size")),
-                        "keep_ratio": bool(operation.get("keep_ratio", False)),
-                        "interpolation": _interpolation(operation.get("interp", 1)),
-                    }
-                }
-            ]
+            return [_resize(operation)]
         case "LetterBoxResize":
             return [{"letterbox": {"size": _pair(operation.get("target_size")), "fill": 128, "interpolation": "area"}}]
         case "NormalizeImage":
@@ -79,7 +58,17 @@ def _detection_step(operation: Mapping[str, Any]) -> Items:
             return [{"pad_to_stride": operation.get("stride", 32)}]
         case "Permute":
             return []  # the layout is the engine's affair
-    raise InvalidModel(f"infer_cfg.yml: the Preprocess step {_shown(kind)} is not known")
+    raise InvalidModel(f"infer_cfg.yml: the Preprocess step {shown(kind)} is not known")
+
+
+def _resize(operation: Mapping[str, Any]) -> dict[str, Any]:
+    """`keep_ratio`, the default: the shorter side to the smaller target, the longer one at most to the larger
+    (PaddleDetection `deploy/python/preprocess.py`, `generate_scale`)."""
+    size = _pair(operation.get("target_size"))
+    interpolation = _interpolation(operation.get("interp", 1))
+    if not operation.get("keep_ratio", True):
+        return {"resize": {"size": size, "interpolation": interpolation}}
+    return {"resize_short": {"size": min(size), "limit": max(size), "interpolation": interpolation}}
 
 
 def _normalization(operation: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +123,7 @@ def _classification_step(name: str, arguments: Mapping[str, Any]) -> Items:
             ]
         case "ToCHWImage" | "DecodeImage":
             return []  # the engine's affair, and done already
-    raise InvalidModel(f"inference_cls.yaml: the transform {_shown(name)} is not known")
+    raise InvalidModel(f"inference_cls.yaml: the transform {shown(name)} is not known")
 
 
 def _map(value: Any, where: str) -> Mapping[str, Any]:
@@ -142,7 +131,7 @@ def _map(value: Any, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise InvalidModel(f"{where}: a map of keys is expected, not {_shown(value)}")
+        raise InvalidModel(f"{where}: a map of keys is expected, not {shown(value)}")
     return value
 
 
@@ -150,7 +139,7 @@ def _list(value: Any, where: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise InvalidModel(f"{where}: a list is expected, not {_shown(value)}")
+        raise InvalidModel(f"{where}: a list is expected, not {shown(value)}")
     return value
 
 
@@ -158,18 +147,12 @@ def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(map(number, value if isinstance(value, list) else [value])) if value else default
 
 
-def _shown(value: Any) -> str:
-    """A value for a message: short, and never the whole of a nested one."""
-    short = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 10**18)
-    return repr(value)[:80] if short else f"a {type(value).__name__}"
-
-
 def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(side, int) for side in value):
         return value[0], value[1]
-    raise InvalidModel(f"a size of one or two numbers is expected, not {_shown(value)}")
+    raise InvalidModel(f"a size of one or two numbers is expected, not {shown(value)}")
 
 
 def _first(value: Any) -> float:
@@ -184,6 +167,6 @@ def _interpolation(value: Any) -> str:
     )
     if known is None:
         raise InvalidModel(
-            f"the interpolation {_shown(value)} is not known", hint=f"known: {', '.join(_NAMED_INTERPOLATIONS)}"
+            f"the interpolation {shown(value)} is not known", hint=f"known: {', '.join(_NAMED_INTERPOLATIONS)}"
         )
     return known

@@ -21,6 +21,7 @@ from visionpool_server.imaging.recipe import (
     ResizeShort,
     Step,
 )
+from visionpool_server.models.numbers import number
 
 STEPS: dict[str, type[Step]] = {
     "resize": Resize,
@@ -40,7 +41,7 @@ def recipe_from(items: Sequence[Mapping[str, Any]]) -> Recipe:
     arithmetic = Arithmetic()
     for index, item in enumerate(items):
         if len(item) != 1:
-            raise InvalidModel(f"preprocess[{index}] is one step: a map with one key, not {dict(item)}")
+            raise InvalidModel(f"preprocess[{index}] is one step: a map with one key, not {list(item)}")
         name, value = next(iter(item.items()))
         if name == _NORMALIZE:
             arithmetic = cast(Arithmetic, _build(Arithmetic, value, f"preprocess[{index}].{name}"))
@@ -62,6 +63,8 @@ def _build(kind: type, value: Any, where: str) -> Any:
         raise InvalidModel(f"{where}: unknown key {', '.join(sorted(unknown))}", hint=f"allowed: {', '.join(names)}")
     if isinstance(data.get("size"), int) and "size" in names and kind is not ResizeShort:
         data["size"] = (data["size"], data["size"])
+    if isinstance(data.get("scale"), str):
+        data["scale"] = number(data["scale"])
     for name in ("mean", "std"):
         if name in data:
             data[name] = _for_three(data[name], f"{where}.{name}")
