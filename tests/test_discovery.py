@@ -687,3 +687,17 @@ def test_what_has_no_effect_is_refused(tmp_path: Path, said: dict[str, Any], com
     (tmp_path / "model.yaml").write_text(yaml.safe_dump({"family": "yolov8", **said}))
     with pytest.raises(InvalidModel, match=complaint):
         load_model(find_models(tmp_path)[0], Defaults())
+
+
+def test_nothing_of_a_repository_is_passed_over_in_silence(tmp_path: Path) -> None:
+    tiny_models.yolov8(tmp_path / "good" / "m.onnx")
+    tiny_models.yolov8(tmp_path / "two" / "a.onnx")
+    tiny_models.yolov8(tmp_path / "two" / "b.onnx")
+    with pytest.raises(InvalidModel, match=r"several models: a\.onnx, b\.onnx"):
+        find_models(tmp_path)
+    shutil.rmtree(tmp_path / "two")
+    (tmp_path / "pir").mkdir()
+    (tmp_path / "pir" / "inference.json").write_text("{}")
+    for path in (tmp_path, tmp_path / "pir"):
+        with pytest.raises(InvalidModel, match="paddle2onnx"):
+            find_models(path)

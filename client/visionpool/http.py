@@ -37,12 +37,14 @@ class Client:
     (H, W), (H, W, 1) or (H, W, 4). Arrays travel without loss, and so are large: far from the server, send
     the bytes of a JPEG.
 
-    `timeout`: seconds for a whole call, with all retries and pauses. `retries`: how often a call comes back
+    `timeout`: seconds for a call with all its retries and pauses; within one attempt it is httpx's, for connecting, and
+    for each wait for a next piece of the answer. `retries`: how often a call comes back
     when the server is busy (429, or 503 with Retry-After), no sooner than it asks. `api_key` is sent as a
     bearer token. `transport` is httpx's, for certificates, proxies and tests.
 
     Every call raises a subclass of `VisionpoolError`: what the server answered (RequestError, ServiceError),
-    ConnectionFailed where nothing answers, DeadlineExceeded after `timeout`.
+    ConnectionFailed where nothing answers, DeadlineExceeded after `timeout`; and OSError for a picture's file that
+    cannot be read.
     """
 
     def __init__(

@@ -45,6 +45,7 @@ class Pool:
     ) -> None:
         self.name = name
         self.engines = tuple(engines)  # each with its count of workers
+        self.placements = tuple(engine.describe() for engine, _ in engines)
         self.options = options
         self.restarts = 0
         self._split = split

@@ -76,6 +76,10 @@ async def read_body(request: Request, limits: BodyLimits, held: Held) -> bytes:
 async def read_pictures(request: Request, limits: BodyLimits, urls: UrlFetcher, held: Held) -> list[bytes]:
     """The pictures of a request, at least one. Raises InvalidRequest, UnsupportedMedia, TooLarge, RequestTimeout."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise UnsupportedMedia(
+            f"a body coded as {coding[:40]} is not read", hint="send it as it is: pictures are compressed"
+        )
     body = await read_body(request, limits, held)
     if kind.startswith("image/"):
         return [body]

@@ -191,8 +191,7 @@ def _summary(model: Model) -> dict[str, Any]:
 def describe(model: Model) -> dict[str, Any]:
     """All that is known of a model, as JSON values."""
     groups: list[dict[str, Any]] = []
-    for engine, count in model.pool.engines:
-        placement = engine.describe()
+    for (engine, count), placement in zip(model.pool.engines, model.pool.placements, strict=True):
         groups.append(
             {
                 "backend": placement.backend,
@@ -201,6 +200,7 @@ def describe(model: Model) -> dict[str, Any]:
                 "count": count,
                 "max_batch_size": engine.max_batch_size,
                 "batch_sizes": list(engine.batch_sizes),
+                "operators": {device: list(kinds) for device, kinds in placement.devices.items()},
             }
         )
     batching = model.bundle.batching

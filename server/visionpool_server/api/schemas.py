@@ -68,6 +68,7 @@ class WorkerGroup(BaseModel):
     count: int
     max_batch_size: int
     batch_sizes: list[int]
+    operators: dict[str, list[str]]  # device -> the types of operators that it runs, where the runtime tells
 
 
 class BatchingDescription(BaseModel):

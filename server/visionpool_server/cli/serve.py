@@ -81,8 +81,7 @@ class _Progress:
     def loaded(self, model: Model) -> None:
         self._first = self._first or model
         places = []
-        for engine, count in model.pool.engines:
-            placement = engine.describe()
+        for (_, count), placement in zip(model.pool.engines, model.pool.placements, strict=True):
             workers = f"{count} worker{'s' if count > 1 else ''}"
             places.append(f"{placement.backend} {placement.device} {placement.precision}, {workers}")
         self._console.print(

@@ -152,7 +152,7 @@ def image_input(spec: FamilySpec) -> tuple[str, tuple[int, int] | None]:
     if len(pictures) != 1:
         raise InvalidModel(
             f"a vision model has one 4-D picture input; this one has {len(pictures)}: {dict(spec.inputs)}",
-            hint="check the file, or serve it as plain tensors",
+            hint="check the file",
         )
     name, shape = next(iter(pictures.items()))
     return name, picture_shape(shape).size

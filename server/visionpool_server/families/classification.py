@@ -55,7 +55,8 @@ class Classification:
         wanted = class_ids(chosen.classes, self.labels, len(scores)) if chosen.classes else range(len(scores))
         ids = np.array(wanted, np.intp)
         best = ids[highest(scores[ids], chosen.top_k or len(ids))]
-        best = best[scores[best] >= (chosen.score_threshold or 0.0)]
+        if chosen.score_threshold is not None:
+            best = best[scores[best] > chosen.score_threshold]
         kept = best.tolist()
         return ClassifyResult(
             label_ids=tuple(kept),

@@ -48,6 +48,7 @@ def find_models(path: Path) -> list[ModelFiles]:
     if model and (model.config or model.weights == path or model.folder != path or len(found) <= 1):
         return [model]  # else the one file beside model folders is a model of a repository
     if not found:
+        _refuse_unreadable(path)
         raise InvalidModel(f"no model in {path}", hint=_READS)
     return found
 
@@ -75,6 +76,20 @@ def _from_child(child: Path) -> Iterator[ModelFiles]:
         yield _from_file(child)
     elif child.is_dir() and (model := _from_folder(child)):
         yield model
+    elif child.is_dir() and len(several := weights_in(child)) > 1:
+        names = ", ".join(path.name for path in several)
+        raise InvalidModel(f"{child} holds several models: {names}", hint="say weights: FILE in a model.yaml there")
+    elif child.is_dir():
+        _refuse_unreadable(child)
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    """A model of a format that no backend reads must not be passed over in silence."""
+    if (folder / "inference.json").exists():
+        raise InvalidModel(
+            f"{folder} holds a Paddle 3 program (inference.json), which is not read yet",
+            hint="convert it with paddle2onnx",
+        )
 
 
 def _from_folder(folder: Path) -> ModelFiles | None:
