@@ -288,7 +288,10 @@ class TestServeMistakes:
             (tmp_path / name).mkdir()
             (tmp_path / name / "model.yaml").write_text("wrong: 1")
         done = visionpool("serve", tmp_path, "--http-port", 0)
-        failed(done, "bad: ", "worse: ", "'wrong'")
+        assert done.returncode == 1
+        lines = done.stderr.strip().splitlines()  # one for each
+        assert [line.removeprefix("error: ").partition(":")[0] for line in lines] == ["bad", "worse"]
+        assert all("'wrong'" in line for line in lines)
         assert "is ready" not in done.stdout
 
     def test_two_models_of_one_name(self, tmp_path: Path) -> None:

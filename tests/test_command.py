@@ -54,7 +54,7 @@ def test_the_command_says_what_to_install_where_the_server_is_not(tmp_path: Path
     assert done.returncode == 2
     assert done.stderr == (
         "visionpool: only the client is installed ('not_installed_here' is missing); "
-        "for the server: pip install 'visionpool[server,openvino]'\n"
+        "for the server: pip install 'visionpool[server,openvino]' (in a clone: pip install '.[server,openvino]')\n"
     )
 
 

@@ -207,7 +207,7 @@ def test_where_nothing_is_known_the_message_says_what_to_write(tmp_path: Path) -
         load(tmp_path / "mystery")
     assert "m" in caught.value.message
     assert caught.value.hint
-    advice = re.search(r"such as: (\{.*\});", caught.value.hint)
+    advice = re.search(r"beside it: (\{.*\})$", caught.value.hint)
     assert advice
     written = yaml.safe_load(advice[1])
     written |= {"labels": list("abcde"), "preprocess": [{"resize_short": 36}, {"center_crop": 32}]}

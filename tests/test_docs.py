@@ -22,18 +22,17 @@ def written_steps() -> list[str]:
 
 
 def test_the_example_is_one() -> None:
-    (example,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    bundle = Bundle.model_validate(yaml.safe_load(example))
-    assert set(yaml.safe_load(example)) == set(Bundle.model_fields)
-    assert bundle.preprocess is not None
-    recipe_from(bundle.preprocess)
+    examples = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)]
+    for example in examples:
+        recipe_from(Bundle.model_validate(example).preprocess or ())
+    assert set(examples[-1]) == set(Bundle.model_fields)
 
 
 @pytest.mark.parametrize("step", written_steps())
 def test_each_step_is_one(step: str) -> None:
     filled = step.replace("[H, W]", "[64, 96]").replace("[...]", "[0.5, 0.5, 0.5]")
     said: Any = yaml.safe_load(filled)
-    recipe_from([said if isinstance(said, dict) else {said: None}])
+    recipe_from([said])
 
 
 def test_no_step_is_left_out() -> None:

@@ -16,7 +16,7 @@ def main() -> None:
             raise  # a fault of ours, not a missing dependency
         sys.stderr.write(
             f"visionpool: only the client is installed ({error.name!r} is missing); "
-            "for the server: pip install 'visionpool[server,openvino]'\n"
+            "for the server: pip install 'visionpool[server,openvino]' (in a clone: pip install '.[server,openvino]')\n"
         )
         raise SystemExit(2) from None
     command_line.main()

@@ -87,6 +87,8 @@ async def read_pictures(request: Request, limits: BodyLimits, urls: UrlFetcher, 
         pictures = await _from_form(request.headers, body, limits)
     elif kind == "application/json":
         pictures = await _from_json(body, limits, urls, held)
+    elif not body:
+        raise InvalidRequest("the body is empty", hint=_HINT)
     elif kind in _BARE and (sniff(body) or kind == "application/octet-stream"):
         return [body]
     else:
@@ -143,6 +145,10 @@ def _parsed(body: bytes) -> JsonPictures:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
+        if where in PredictOptions.model_fields:
+            raise InvalidRequest(
+                f"options go into the query, not into the body: {where}", hint=f"?{where}=..."
+            ) from error
         raise InvalidRequest(f"{where}: {first['msg']}", hint=_HINT) from error
 
 

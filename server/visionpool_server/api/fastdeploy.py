@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from visionpool.errors import InvalidRequest
 
 from visionpool_server.api.bodies import BodyLimits, from_base64, read_body
-from visionpool_server.api.http_vision import result_fields, unless_gone
+from visionpool_server.api.http_vision import responses, result_fields, unless_gone
 from visionpool_server.api.options import read_ask
 from visionpool_server.api.schemas import inlined
 from visionpool_server.service import Service
@@ -58,7 +58,7 @@ class FastDeployApi:
             methods=["POST"],
             summary="Predict, in FastDeploy's simple_serving format",
             tags=["fastdeploy"],
-            responses={200: {"model": FastDeployResponse}},
+            responses=responses(FastDeployResponse),
             openapi_extra={
                 "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
                 "requestBody": {

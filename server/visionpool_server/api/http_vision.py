@@ -83,7 +83,7 @@ class VisionApi:
             summary="Predict",
             description=_PREDICT_TEXT,
             tags=["vision"],
-            responses=_responses(PredictResponse, PREDICT_EXAMPLE, pictures=True),
+            responses=responses(PredictResponse, PREDICT_EXAMPLE, pictures=True),
             openapi_extra=_predict_parameters(),
         )
         router.add_api_route(
@@ -92,7 +92,7 @@ class VisionApi:
             methods=["GET"],
             summary="The models",
             tags=["models"],
-            responses=_responses(ModelList),
+            responses=responses(ModelList),
         )
         router.add_api_route(
             "/v1/models/{model}",
@@ -100,7 +100,7 @@ class VisionApi:
             methods=["GET"],
             summary="One model",
             tags=["models"],
-            responses=_responses(ModelDescription),
+            responses=responses(ModelDescription),
         )
         return router
 
@@ -209,6 +209,7 @@ def describe(model: Model) -> dict[str, Any]:
         "source": model.source,
         "labels": list(model.family.labels),
         "options": sorted(model.family.accepts),
+        "defaults": model.family.defaults.given(),
         "inputs": [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in model.signature.inputs],
         "outputs": [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in model.signature.outputs],
         "device": ", ".join(dict.fromkeys(group["device"] for group in groups)),
@@ -228,7 +229,7 @@ _PREDICT_TEXT = """The body is the picture itself (`image/*`), a multipart form 
 holds one result for each picture. With `Accept: image/jpeg` or `image/png` it is the annotated picture instead."""
 
 
-def _responses(
+def responses(
     model: type, example: dict[str, Any] | None = None, *, pictures: bool = False
 ) -> dict[int | str, dict[str, Any]]:
     content: dict[str, Any] = {"application/json": {"example": example} if example else {}}

@@ -81,6 +81,7 @@ class ModelDescription(ModelSummary):
     source: str
     labels: list[str]
     options: list[str]
+    defaults: dict[str, float]
     inputs: list[TensorDescription]
     outputs: list[TensorDescription]
     device: str

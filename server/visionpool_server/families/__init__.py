@@ -87,6 +87,7 @@ class Family(Protocol):
     labels: tuple[str, ...]
     class_count: int | None  # None: the model's tensors do not say
     accepts: frozenset[str]  # the options that mean something to it
+    defaults: Options  # what holds where a caller says nothing
 
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         """`geometry`: where the original lies in `image`, if it was decoded smaller."""

@@ -17,6 +17,7 @@ from visionpool_server.families import (
     class_ids,
     image_input,
     label_of,
+    picture_shape,
     split_by_row,
 )
 from visionpool_server.imaging.recipe import CenterCrop, Geometry, Image, Recipe, ResizeShort
@@ -30,14 +31,13 @@ class Classification:
 
     def __init__(self, spec: FamilySpec) -> None:
         self.image_input, fixed = image_input(spec)
-        size = fixed or spec.input_size
-        self.recipe = spec.recipe or _usual_recipe(size)
+        self.recipe = spec.recipe or _usual_recipe(spec, fixed)
         if len(spec.outputs) != 1:
             raise InvalidModel(f"a classifier has one output; this model has {dict(spec.outputs)}")
         self._output, shape = next(iter(spec.outputs.items()))
         if any(size not in (1, None) for size in shape[2:]):
             raise InvalidModel(f"a classifier's output is (pictures, classes); this model's is {shape}")
-        self._defaults = spec.defaults.over(self.fallback)
+        self.defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels
         self.class_count = shape[1] if len(shape) > 1 else None
 
@@ -50,7 +50,7 @@ class Classification:
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> ClassifyResult:  # noqa: ARG002  a protocol's signature
         """The `top_k` best classes over `score_threshold`, of those in `classes`."""
-        chosen = options.over(self._defaults)
+        chosen = options.over(self.defaults)
         scores = probabilities(outputs[self._output].reshape(-1))
         wanted = class_ids(chosen.classes, self.labels, len(scores)) if chosen.classes else range(len(scores))
         ids = np.array(wanted, np.intp)
@@ -65,10 +65,17 @@ class Classification:
         )
 
 
-def _usual_recipe(size: tuple[int, int] | None) -> Recipe:
-    if size is None:
+def _usual_recipe(spec: FamilySpec, fixed: tuple[int, int] | None) -> Recipe:
+    """Ultralytics' way, where an export or model.yaml says `input_size`. Otherwise nothing tells how pictures are prepared,
+    and a classifier that is fed wrongly answers nonsense without a word."""
+    size = fixed or spec.input_size
+    grey = any(picture_shape(shape).channels == 1 for shape in spec.inputs.values() if len(shape) == 4)
+    if size is None or not (spec.input_size or grey):
+        side = min(size) if size else 224
         raise InvalidModel(
-            "the size of the input is not known", hint="say input_size: [H, W], or preprocess:, in model.yaml"
+            "neither the file nor model.yaml says how pictures are prepared for this classifier",
+            hint=f"for most: preprocess: [{{resize_short: {round(side / 0.875)}}}, {{center_crop: {side}}}, "
+            "{normalize: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}] in model.yaml",
         )
     return Recipe((ResizeShort(min(size)), CenterCrop(size)))
 

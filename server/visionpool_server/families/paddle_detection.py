@@ -17,7 +17,7 @@ from visionpool.results import DetectionResult
 
 from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, class_ids, image_input
 from visionpool_server.families.boxes import allowed, detection_result
-from visionpool_server.imaging.recipe import Geometry, Image, Recipe, Resize
+from visionpool_server.imaging.recipe import Geometry, Image
 
 
 class PaddleDetection:
@@ -25,16 +25,18 @@ class PaddleDetection:
     fallback = Options(score_threshold=0.5, max_detections=300)
 
     def __init__(self, spec: FamilySpec) -> None:
-        self.image_input, fixed = image_input(spec)
-        size = fixed or spec.input_size
-        if spec.recipe is None and size is None:
-            raise InvalidModel("the size of the input is not known", hint="keep infer_cfg.yml beside the model")
-        self.recipe = spec.recipe or Recipe((Resize(size),) if size else ())
+        self.image_input, _ = image_input(spec)
+        if spec.recipe is None:
+            raise InvalidModel(
+                "a PaddleDetection export without its infer_cfg.yml does not say how pictures are prepared",
+                hint="put infer_cfg.yml beside the model, or write preprocess: in model.yaml",
+            )
+        self.recipe = spec.recipe
         self._side_inputs = {name for name in spec.inputs if name != self.image_input}
         if unknown := self._side_inputs - {"scale_factor", "im_shape"}:
             raise InvalidModel(f"inputs that no PaddleDetection export has: {', '.join(sorted(unknown))}")
         self._rows, self._counts = _row_and_count_outputs(spec)
-        self._defaults = spec.defaults.over(self.fallback)
+        self.defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels
         self.class_count = len(spec.labels) or None  # the rows do not say
 
@@ -60,7 +62,7 @@ class PaddleDetection:
         return [{self._rows: rows[start : start + n]} for start, n in zip(starts[:count], counts[:count], strict=True)]
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
-        chosen = options.over(self._defaults)
+        chosen = options.over(self.defaults)
         rows = outputs[self._rows]
         rows = rows[(rows[:, 0] >= 0) & (rows[:, 1] > chosen.score_threshold)]
         if chosen.classes:

@@ -91,7 +91,7 @@ class Bundle(_Part):
     runtime: Runtime = Runtime()
     workers: WorkerGroups | None = None
     batching: Batching = Batching()
-    preprocess: tuple[dict[str, Any], ...] | None = None
+    preprocess: tuple[dict[str, Any] | str, ...] | None = None  # a step without arguments is just its name
     decode: Literal["exact", "fast"] = "exact"  # fast: JPEGs over twice the model's size are decoded smaller
     postprocess: Postprocess = Postprocess()
 

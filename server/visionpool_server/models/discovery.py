@@ -14,6 +14,7 @@ from typing import Any
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import Signature
+from visionpool_server.families import picture_shape
 from visionpool_server.models import paddle
 from visionpool_server.models.bundle import Bundle, read_yaml
 from visionpool_server.models.labels import labels_from, literal
@@ -63,9 +64,20 @@ def guess_family(signature: Signature, classes: int | None) -> str | None:
     _, middle, last = outputs[0]
     if classes is not None:
         return "yolov5" if last == classes + 5 else "yolov8" if middle == classes + 4 else None
-    if middle is None or last is None or min(middle, last) < 5:
+    if middle is None or last is None or min(middle, last) < 5 or not signature.outputs[0].dtype.startswith("float"):
         return None
+    if max(middle, last) < _cells(signature):
+        return None  # a map of a picture, perhaps, but not a grid of anchors
     return "yolov5" if middle > last else "yolov8"
+
+
+def _cells(signature: Signature) -> int:
+    """How many cells the finest grid, of stride 8, has on the model's picture; 0 where its size is open."""
+    sizes = [picture_shape(spec.shape).size for spec in signature.inputs if len(spec.shape) == 4]
+    if len(sizes) != 1 or sizes[0] is None:
+        return 0
+    height, width = sizes[0]
+    return (height // 8) * (width // 8)
 
 
 def _ultralytics(data: Mapping[str, Any], signature: Signature, source: str) -> Bundle:
@@ -89,9 +101,14 @@ def _ultralytics(data: Mapping[str, Any], signature: Signature, source: str) -> 
         "task": _ULTRALYTICS_TASKS[task],
         "family": family,
         "labels": labels,
-        "input_size": [size, size] if isinstance(size, int) else size,
+        "input_size": [size, size] if isinstance(size, int) else size or _fixed_size(signature),
     }
     return Bundle.checked(source, found)
+
+
+def _fixed_size(signature: Signature) -> tuple[int, int] | None:
+    sizes = [picture_shape(spec.shape).size for spec in signature.inputs if len(spec.shape) == 4]
+    return sizes[0] if len(sizes) == 1 else None
 
 
 def _unquoted(metadata: Mapping[str, str]) -> dict[str, Any]:

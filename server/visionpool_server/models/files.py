@@ -57,6 +57,11 @@ def _from_file(path: Path) -> ModelFiles:
     if path.name == CONFIG:
         parent = path.parent.resolve()
         return ModelFiles(_name(parent), _version(parent), path.parent, _only(weights_in(path.parent)), path)
+    if path.suffix in (".pt", ".pth"):
+        raise InvalidModel(
+            f"{path.name} is a PyTorch checkpoint, not an export",
+            hint="for Ultralytics: yolo export model=FILE format=onnx",
+        )
     if path.suffix not in WEIGHTS:
         raise InvalidModel(f"{path.name} is not a model that can be read", hint=_READS)
     stem = path.stem if path.stem not in _GENERIC_STEMS else _name(path.parent.resolve())

@@ -78,7 +78,7 @@ def _load(files: ModelFiles, defaults: Defaults) -> Model:
     signature = backend.read(weights)
     found = discover(files.folder, signature)
     bundle = written.over(found.bundle)
-    family_name = canonical(_family_name(bundle))
+    family_name = canonical(_family_name(bundle, signature))
     family = build_family(family_name, _family_spec(bundle, signature, files.folder))
     if picture_shape(_picture_spec(family, signature).shape).channels == 1:
         family.recipe = family.recipe.in_grey()
@@ -118,17 +118,28 @@ def _weights(files: ModelFiles, bundle: Bundle, backend: str) -> Path | None:
     return files.weights
 
 
-def _family_name(bundle: Bundle) -> str:
+def _family_name(bundle: Bundle, signature: Signature) -> str:
     if bundle.family:
         return bundle.family
     if bundle.task == "classification":
         return "classification"
-    raise InvalidModel(
-        "neither the file nor its neighbours say what kind of model this is",
-        hint="write a model.yaml beside it, such as: {task: classification, family: classification, labels: labels.txt, "
-        "preprocess: [{resize_short: 256}, {center_crop: 224}, {normalize: {mean: [0.485, 0.456, 0.406], "
-        "std: [0.229, 0.224, 0.225]}}]}; families: " + ", ".join(TASKS),
-    )
+    raise InvalidModel("neither the file nor its neighbours say what kind of model this is", hint=_advice(signature))
+
+
+def _advice(signature: Signature) -> str:
+    """What to write, by what the model's outputs look like."""
+    ranks = [len(spec.shape) for spec in signature.outputs]
+    if ranks == [2]:
+        return (
+            "if it is a classifier, write a model.yaml beside it: {task: classification, labels: FILE, preprocess: "
+            "[{resize_short: 256}, {center_crop: 224}, {normalize: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}]}"
+        )
+    if len(ranks) > 1 and set(ranks) == {3}:
+        return "if it is a PicoDet, write a model.yaml beside it: {task: detection, family: picodet, labels: FILE}"
+    if ranks == [3]:
+        return "if it is a YOLO detector, write a model.yaml beside it: {family: yolov8, labels: FILE} (or yolov5)"
+    shapes = ", ".join(str(list(spec.shape)) for spec in signature.outputs)
+    return f"its outputs are {shapes}; served are {', '.join(TASKS)}, not yet segmentation or text recognition"
 
 
 def _family_spec(bundle: Bundle, signature: Signature, folder: Path) -> FamilySpec:

@@ -35,11 +35,12 @@ STEPS: dict[str, type[Step]] = {
 _NORMALIZE = "normalize"
 
 
-def recipe_from(items: Sequence[Mapping[str, Any]]) -> Recipe:
+def recipe_from(items: Sequence[Mapping[str, Any] | str]) -> Recipe:
     """The recipe that a `preprocess:` list says. Raises InvalidModel, naming the step and what it allows."""
     steps: list[Step] = []
     arithmetic = Arithmetic()
-    for index, item in enumerate(items):
+    for index, written in enumerate(items):
+        item = {written: None} if isinstance(written, str) else written
         if len(item) != 1:
             raise InvalidModel(f"preprocess[{index}] is one step: a map with one key, not {list(item)}")
         name, value = next(iter(item.items()))

@@ -66,4 +66,4 @@ def load_all(found: Iterable[ModelFiles], defaults: Defaults) -> Iterator[Model]
     if len(broken) == 1:
         raise broken[0]
     if broken:
-        raise InvalidModel("; ".join(str(error) for error in broken))
+        raise InvalidModel("\n".join(f"{error}" for error in broken))
