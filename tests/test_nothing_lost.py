@@ -25,6 +25,7 @@ from visionpool_server.cpu import cpu_count
 from tests.conftest import Serve
 from tests.real_server import Server, picture, scores, shares, write_model
 
+POOLED = 6  # asyncio's own pool starts its threads one by one, as it needs them, and may not be done
 REQUESTS, AT_ONCE, SEED = 2000, 64, 20
 BOUND = 60.0  # seconds for one request, with all its retries
 PATH = "/v1/models/colours/predict"
@@ -266,7 +267,7 @@ def test_of_two_thousand_mixed_requests_none_is_lost_and_the_server_is_as_before
         assert scores(answer.json()) == pytest.approx(shares((200, 20, 30)), abs=0.01)
         assert client.get("/v1/models/colours").json()["restarts"] == 0
     eventually(lambda: open_connections(process) == 0, "idle again")
-    assert process.num_threads() <= threads
+    assert process.num_threads() <= threads + POOLED  # a thread for each request that went wrong would be hundreds
     assert process.num_fds() <= files
     assert process.memory_info().rss - memory < 64 * MEGABYTE
     assert "Traceback" not in crowded.log()
