@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Protocol
 
 import pytest
 
+from tests import scripted_server
 from tests.real_server import Server, serving, write_model
+from tests.scripted_server import Connect, FakeServer
 
 
 class Serve(Protocol):
@@ -72,3 +75,24 @@ def demo_server() -> Iterator[Server]:
     """A server started without arguments: the embedded demo models."""
     with serving() as server:
         yield server
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """A server that answers by a script, for the clients' tests."""
+    with scripted_server.serving() as fake:
+        yield fake
+
+
+@pytest.fixture(params=["Client", "AsyncClient"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Both clients, asked in the same way."""
+    with scripted_server.connecting(request.param) as make:
+        yield make
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +24,8 @@ from tests.scripted_server import (
     FakeServer,
     Reply,
     bad,
-    connecting,
     good,
-    serving,
 )
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with serving() as fake:
-        yield fake
-
-
-@pytest.fixture(params=["Client", "AsyncClient"])
-def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
-    with connecting(request.param) as make:
-        yield make
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def test_predict_sends_the_picture_as_the_body_and_reads_the_result(server: FakeServer, connect: Connect) -> None:

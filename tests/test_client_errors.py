@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
 from typing import Any
 
@@ -23,30 +21,9 @@ from tests.scripted_server import (
     Reply,
     bad,
     busy,
-    connecting,
     good,
     page,
-    serving,
 )
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with serving() as fake:
-        yield fake
-
-
-@pytest.fixture(params=["Client", "AsyncClient"])
-def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
-    with connecting(request.param) as make:
-        yield make
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 @pytest.mark.parametrize("kind", errors.subclasses(), ids=lambda kind: kind.code)

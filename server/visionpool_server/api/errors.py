@@ -60,6 +60,12 @@ def error_response(error: errors.VisionpoolError) -> Response:
     return Response(orjson.dumps(body), STATUS[type(error)].http, headers, "application/json")
 
 
+def unexpected_response(request: Request, error: Exception) -> Response:
+    """An error that nobody foresaw: the log gets all of it, the caller nothing but that it was ours."""
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(errors.InternalError("an error of ours", hint="the server's log has the reason"))
+
+
 def install(app: FastAPI) -> None:
     """Every error leaves `app` in our one form, the framework's own ones too."""
 
@@ -81,8 +87,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(errors.InternalError("an error of ours", hint="the server's log has the reason"))
+        return unexpected_response(request, error)
 
 
 def _translated(request: Request, error: HTTPException) -> errors.VisionpoolError:

@@ -6,17 +6,14 @@ than the rest of the server's own work (benchmarks/results has the figures). The
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
-from visionpool.errors import InternalError, VisionpoolError
+from visionpool.errors import VisionpoolError
 
-from visionpool_server.api.errors import error_response
-
-log = logging.getLogger(__name__)
+from visionpool_server.api.errors import error_response, unexpected_response
 
 _PREFIX, _SUFFIX = "/v1/models/", "/predict"
 
@@ -43,8 +40,7 @@ class ShortCut:
         except VisionpoolError as error:
             return error_response(error)
         except Exception as error:
-            log.error("%s failed", request.url.path, exc_info=error)
-            return error_response(InternalError("an error of ours", hint="the server's log has the reason"))
+            return unexpected_response(request, error)
 
 
 def _model_of(scope: Scope) -> str:

@@ -8,7 +8,6 @@ compiled into the graph where it can (OpenVINO), so that what queues is uint8: a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Protocol
 
@@ -315,15 +314,10 @@ class Recipe:
 
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of every prepared picture, or None where it depends on the picture."""
-        return last_size(self.steps)
-
-
-def last_size(steps: Sequence[Step]) -> tuple[int, int] | None:
-    """The size that the last step to change it fixes, if it does."""
-    size: tuple[int, int] | None = None
-    for step in steps:
-        if isinstance(step, PadToStride):
-            size = (size[0] + -size[0] % step.stride, size[1] + -size[1] % step.stride) if size else None
-        elif not isinstance(step, Gray):
-            size = step.output_size()
-    return size
+        size: tuple[int, int] | None = None
+        for step in self.steps:
+            if isinstance(step, PadToStride):
+                size = (size[0] + -size[0] % step.stride, size[1] + -size[1] % step.stride) if size else None
+            elif not isinstance(step, Gray):
+                size = step.output_size()
+        return size
