@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from visionpool_server.backends import ImageInput, LoadOptions
+from visionpool_server.backends import ImageInput, LoadOptions, Source
 from visionpool_server.backends.openvino import OpenVinoBackend, core
 from visionpool_server.imaging.recipe import Arithmetic
 
@@ -51,7 +51,7 @@ def main() -> None:
         averaging_model(path)
         plain = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
         image = ImageInput("x", "NCHW", Arithmetic(1 / 255, MEAN, STD), (SIZE, SIZE))
-        ours = OpenVinoBackend().load(path, LoadOptions(image=image, contexts=1)).clone()
+        ours = OpenVinoBackend().load(Source(path), LoadOptions(image=image, contexts=1)).clone()
 
         def by_opencv() -> object:
             blob = np.asarray(cv2.dnn.blobFromImage(picture, 1 / 255, mean=[m * 255 for m in MEAN], swapRB=True))

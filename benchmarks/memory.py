@@ -118,7 +118,7 @@ def measure(model: Path, backend: str, copies: int, *, cloned: bool) -> Usage:
 
 def _child(backend_name: str, copies: int, cloned: bool, model: Path) -> Usage:
     import psutil
-    from visionpool_server.backends import ImageInput, LoadOptions, get_backend
+    from visionpool_server.backends import ImageInput, LoadOptions, Source, get_backend
     from visionpool_server.imaging.recipe import Arithmetic
 
     def resident() -> float:
@@ -127,7 +127,7 @@ def _child(backend_name: str, copies: int, cloned: bool, model: Path) -> Usage:
     image = ImageInput("image", "NCHW", Arithmetic(), (SIZE, SIZE))
     backend = get_backend(backend_name)
     options = LoadOptions(image=image, contexts=copies if cloned else 1)
-    engines = [backend.load(model, options) for _ in range(1 if cloned else copies)]
+    engines = [backend.load(Source(model), options) for _ in range(1 if cloned else copies)]
     contexts = [engines[0].clone() for _ in range(copies)] if cloned else [engine.clone() for engine in engines]
     created = resident()
     together = threading.Barrier(copies)

@@ -20,9 +20,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from visionpool.errors import BackendUnavailable, InvalidModel, SetupError
-from visionpool_server.backends import BACKENDS, Engine, ImageInput, LoadOptions, Signature, Tensors, get_backend
+from visionpool_server.assembly import stack
+from visionpool_server.backends import (
+    BACKENDS,
+    Engine,
+    ImageInput,
+    LoadOptions,
+    Signature,
+    Source,
+    Tensors,
+    get_backend,
+)
 from visionpool_server.imaging.recipe import Arithmetic
-from visionpool_server.worker import stack
 
 from tests import tiny_models
 from tests.tiny_models import SIZE, Graph, picture
@@ -42,14 +51,14 @@ every_model = pytest.mark.parametrize("kind", MODELS)
 
 
 def image_input(signature: Signature) -> ImageInput:
-    spec = next(spec for spec in signature.inputs if len(spec.shape) == 4)
-    return ImageInput(spec.name, "NHWC" if spec.shape[3] == 3 else "NCHW", Arithmetic(), (SIZE, SIZE))
+    spec = next(spec for spec in signature.inputs if spec.rank == 4)
+    return ImageInput(spec.name, "NHWC" if spec.shape and spec.shape[3] == 3 else "NCHW", Arithmetic(), (SIZE, SIZE))
 
 
 def load(path: Path, backend: str, **options: Any) -> tuple[Engine, Signature]:
     runtime = get_backend(backend)
-    signature = runtime.read(path)
-    return runtime.load(path, LoadOptions(image=image_input(signature), **options)), signature
+    signature = runtime.read(Source(path))
+    return runtime.load(Source(path), LoadOptions(image=image_input(signature), **options)), signature
 
 
 def tensors(signature: Signature, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -181,16 +190,16 @@ def test_a_model_that_fixes_its_batch_says_so_when_more_is_asked(backend: str, a
 def test_shapes_that_do_not_fit_are_not_blamed_on_the_batch(more: Any, tmp_path: Path) -> None:
     path = tiny_models.classifier(tmp_path / "m.onnx", size=None)
     with pytest.raises(InvalidModel, match=r"runtime.shapes gives 'x' 3 dimensions, the model has 4"):
-        get_backend("openvino").load(path, LoadOptions(shapes={"x": (1, 3, 32)}, **more))
+        get_backend("openvino").load(Source(path), LoadOptions(shapes={"x": (1, 3, 32)}, **more))
     with pytest.raises(InvalidModel, match=r"does not take the shapes .*\(check runtime.shapes in model.yaml\)"):
-        get_backend("openvino").load(path, LoadOptions(shapes={"x": (1, 7, 32, 32)}, **more))
+        get_backend("openvino").load(Source(path), LoadOptions(shapes={"x": (1, 7, 32, 32)}, **more))
 
 
 @every_backend
 def test_pictures_of_other_channels_than_the_model_takes_are_refused_at_the_start(backend: str, tmp_path: Path) -> None:
     path = tiny_models.classifier(tmp_path / "m.onnx", size=SIZE, channels=1)
     with pytest.raises(InvalidModel, match="preprocess"):
-        get_backend(backend).load(path, LoadOptions(image=ImageInput("x", "NCHW", Arithmetic(), (SIZE, SIZE))))
+        get_backend(backend).load(Source(path), LoadOptions(image=ImageInput("x", "NCHW", Arithmetic(), (SIZE, SIZE))))
 
 
 # Names
@@ -231,7 +240,7 @@ def test_shapes_that_the_file_leaves_open_are_read_as_far_as_they_are_fixed(back
     features = graph.patches(graph.input("images", ["batch", 3, "height", "width"]), 8, 32)
     graph.rows(features, 8, output="y")
     graph.output("y", ["batch", "anchors", "values"])
-    signature = get_backend(backend).read(graph.save(tmp_path / "m.onnx"))
+    signature = get_backend(backend).read(Source(graph.save(tmp_path / "m.onnx")))
     assert signature.outputs[0].shape == (None, None, 8)
 
 
@@ -255,7 +264,7 @@ def test_the_cpu_computes_in_f32_unless_told_otherwise(tmp_path: Path) -> None:
 
 def test_shapes_fix_what_the_file_leaves_open(tmp_path: Path) -> None:
     path = tiny_models.classifier(tmp_path / "m.onnx", size=None)
-    context = get_backend("openvino").load(path, LoadOptions(shapes={"x": (1, 3, 48, 40)})).clone()
+    context = get_backend("openvino").load(Source(path), LoadOptions(shapes={"x": (1, 3, 48, 40)})).clone()
     assert context.infer({"x": np.zeros((1, 3, 48, 40), np.float32)})["logits"].shape == (1, 5)
     with pytest.raises(RuntimeError):
         context.infer({"x": np.zeros((1, 3, 64, 64), np.float32)})
@@ -345,8 +354,8 @@ def test_a_file_that_is_no_model_is_refused_with_its_name(
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
     with pytest.raises(InvalidModel) as caught:
-        get_backend(backend).read(path)
-        get_backend(backend).load(path, LoadOptions())
+        get_backend(backend).read(Source(path))
+        get_backend(backend).load(Source(path), LoadOptions())
     assert "broken" in str(caught.value)
     assert caught.value.hint or backend == "onnxruntime"
 
@@ -354,7 +363,7 @@ def test_a_file_that_is_no_model_is_refused_with_its_name(
 @every_backend
 def test_no_weights_at_all_are_refused(backend: str) -> None:
     with pytest.raises(InvalidModel):
-        get_backend(backend).read(None)
+        get_backend(backend).read(Source())
 
 
 @pytest.fixture(scope="module")
@@ -364,10 +373,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def try_to_load(path: Path, backend: str) -> None:
     runtime = get_backend(backend)
-    signature = runtime.read(path)
-    inputs = {spec.name for spec in signature.inputs if len(spec.shape) == 4}
+    signature = runtime.read(Source(path))
+    inputs = {spec.name for spec in signature.inputs if spec.rank == 4}
     image = ImageInput("images", "NCHW", Arithmetic(), (SIZE, SIZE)) if "images" in inputs else None
-    runtime.load(path, LoadOptions(image=image))
+    runtime.load(Source(path), LoadOptions(image=image))
 
 
 @every_backend
@@ -429,8 +438,8 @@ def test_importing_openvino_leaves_no_trace_under_home(tmp_path: Path) -> None:
     code = f"""if True:
         import sys
         from pathlib import Path
-        from visionpool_server.backends import LoadOptions, get_backend
-        get_backend("openvino").load(Path({str(path)!r}), LoadOptions(max_batch_size=1))
+        from visionpool_server.backends import LoadOptions, Source, get_backend
+        get_backend("openvino").load(Source(Path({str(path)!r})), LoadOptions(max_batch_size=1))
         assert sys.modules["openvino_telemetry"] is None
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "CI"))}

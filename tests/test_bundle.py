@@ -71,6 +71,12 @@ def test_everything_that_the_design_shows_can_be_written(tmp_path: Path) -> None
     assert bundle.batching.max_batch_size == 8
 
 
+@pytest.mark.parametrize("url", ["grpc://host:8001", "grpcs://10.0.0.1:443", "grpc://[::1]:8001", "grpc://a-b.c_d:1"])
+def test_the_address_of_a_remote_server_is_a_url(tmp_path: Path, url: str) -> None:
+    bundle = read_bundle(written(tmp_path, {"runtime": {"backend": "remote", "url": url, "model": "m"}}))
+    assert (bundle.runtime.url, bundle.runtime.model) == (url, "m")
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}"])
 def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
     assert read_bundle(written(tmp_path, text)) == Bundle()
@@ -83,7 +89,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
         ({"lables": ["a"]}, r"unknown key 'lables'; allowed here: name, task, family, weights, labels"),
         (
             {"runtime": {"devise": "CPU"}},
-            r"unknown key 'runtime.devise'; allowed here: backend, device, precision, shapes",
+            r"unknown key 'runtime.devise'; allowed here: backend, url, model, device, precision, shapes",
         ),
         ({"workers": [{"device": "CPU"}, {"n": 2}]}, r"unknown key 'workers.1.n'; allowed here: device, count"),
         ({"batching": {"size": 2}}, r"unknown key 'batching.size'; allowed here: max_batch_size, sizes, "),
@@ -91,6 +97,20 @@ def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
         ({"task": "detektion"}, r"task: .*'classification', 'detection'"),
         ({"family": "yolov99"}, r"family: unknown 'yolov99'; allowed: classification, yolov5, "),
         ({"runtime": {"backend": "torch"}}, r"runtime.backend: unknown 'torch'; allowed: openvino, onnxruntime"),
+        (
+            {"runtime": {"backend": "remote"}},
+            r"runtime.backend: remote needs the server's address; say runtime.url: grpc://",
+        ),
+        ({"runtime": {"url": "grpc://host:8001"}}, r"runtime.url means nothing without runtime.backend: remote"),
+        (
+            {"runtime": {"backend": "openvino", "model": "m"}},
+            r"runtime.model means nothing without runtime.backend: rem",
+        ),
+        ({"runtime": {"backend": "remote", "url": "http://host:1"}}, r"runtime.url: .*pattern"),
+        ({"runtime": {"backend": "remote", "url": "grpc://host"}}, r"runtime.url: .*pattern"),
+        ({"runtime": {"backend": "remote", "url": "grpc://a b:1"}}, r"runtime.url: .*pattern"),
+        ({"raw_pictures": "grb"}, r"raw_pictures: .*'rgb' or 'bgr'"),
+        ({"aliases": ["a"]}, r"aliases: "),
         ({"runtime": {"precision": "f8"}}, r"runtime.precision: .*'f32', 'bf16' or 'f16'"),
         ({"runtime": {"shapes": {"x": [1, "many"]}}}, r"runtime.shapes.x.1: "),
         ({"runtime": {"shapes": {"x": [1, 10**30]}}}, r"runtime.shapes.x.1: "),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import visionpool
 from visionpool import errors, operations
+from visionpool.http_answers import Response, read
 from visionpool.protocol import Call, Load, Patience, Pause, advance
 
 from tests.scripted_server import (
@@ -177,9 +178,10 @@ def test_the_pause_is_what_the_server_asks_for(headers: dict[str, str], low: flo
     assert isinstance(advance(steps, None), Load)
     call = advance(steps, visionpool.pictures.load(JPEG))
     assert isinstance(call, Call)
-    pause = advance(steps, visionpool.answers.Answer(429, headers, b""))
+    refusal = read(call, Response(429, headers, b""))
+    pause = advance(steps, refusal)
     assert isinstance(pause, Pause)
     assert low <= pause.seconds <= high
     assert isinstance(advance(steps, None), Call)
     with pytest.raises(errors.QueueFull):
-        advance(steps, visionpool.answers.Answer(429, headers, b""))
+        advance(steps, refusal)

@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from visionpool.errors import InvalidModel, SetupError
 from visionpool_server.backends import Signature, TensorSpec
-from visionpool_server.imaging.recipe import Arithmetic, CenterCrop, Letterbox, Pad, PadToStride, Resize, ResizeShort
+from visionpool_server.imaging.recipe import (
+    Arithmetic,
+    CenterCrop,
+    Letterbox,
+    Pad,
+    PadToStride,
+    Recipe,
+    Resize,
+    ResizeShort,
+)
 from visionpool_server.models import paddle
 from visionpool_server.models.bundle import Bundle
 from visionpool_server.models.discovery import discover, guess_family
@@ -36,6 +45,11 @@ ONE_WORKER = Defaults(workers=1)
 def load(path: Path, **defaults: Any) -> Model:
     (files,) = find_models(path)
     return load_model(files, Defaults(**{"workers": 1, **defaults}))
+
+
+def recipe_of(model: Model) -> Recipe:
+    assert model.family
+    return model.family.recipe
 
 
 def refusal(path: Path, **defaults: Any) -> str:
@@ -58,28 +72,28 @@ def test_an_ultralytics_onnx_needs_no_configuration(tmp_path: Path, names: str, 
         tiny_models.yolov8(tmp_path / "street.onnx", metadata={**ULTRALYTICS, "names": names}), backend=backend
     )
     assert (model.name, model.task, model.family_name) == ("street", "detection", "yolov8")
-    assert model.family.labels == ("cat", "dog", "cow")
-    assert model.family.recipe.steps == (Letterbox((64, 64)),)
+    assert model.labels == ("cat", "dog", "cow")
+    assert recipe_of(model).steps == (Letterbox((64, 64)),)
     assert model.source == "the file's metadata"
 
 
 def test_yolov5_says_names_and_stride_only(tmp_path: Path) -> None:
     metadata = {"names": str(list(NAMES.values())), "stride": "32"}
     model = load(tiny_models.yolov5(tmp_path / "old.onnx", metadata=metadata))
-    assert (model.family_name, model.family.labels) == ("yolov5", ("cat", "dog", "cow"))
+    assert (model.family_name, model.labels) == ("yolov5", ("cat", "dog", "cow"))
 
 
 def test_an_ultralytics_classifier_is_known_by_its_task(tmp_path: Path) -> None:
     metadata = {"names": str({i: f"n{i}" for i in range(5)}), "task": "classify", "imgsz": "[32, 32]"}
     model = load(tiny_models.classifier(tmp_path / "c.onnx", metadata=metadata))
     assert (model.task, model.family_name) == ("classification", "classification")
-    assert model.family.recipe.steps == (ResizeShort(32), CenterCrop((32, 32)))
+    assert recipe_of(model).steps == (ResizeShort(32), CenterCrop((32, 32)))
 
 
 def test_imgsz_gives_the_size_that_the_graph_leaves_open(tmp_path: Path) -> None:
     metadata = {"names": "['a']", "task": "classify", "imgsz": "[48, 32]"}
     model = load(tiny_models.classifier(tmp_path / "c.onnx", size=None, classes=1, metadata=metadata))
-    assert model.family.recipe.output_size() == (48, 32)
+    assert recipe_of(model).output_size() == (48, 32)
 
 
 @pytest.fixture
@@ -96,7 +110,7 @@ def test_metadata_yaml_beside_an_ir_speaks_for_it(ir: Path) -> None:
     for path in (ir, ir / "best.xml"):
         model = load(path)
         assert (model.name, model.source) == ("street", "metadata.yaml")
-        assert model.family.labels == ("cat", "dog", "cow")
+        assert model.labels == ("cat", "dog", "cow")
 
 
 def test_an_ir_without_its_bin_is_refused_with_its_name(ir: Path) -> None:
@@ -150,7 +164,10 @@ def test_a_hostile_imgsz_is_refused(imgsz: str, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"names": NAMES, "task": "pose"}, r"task is 'pose', which is not served yet \(served: detect, classify\)"),
+        (
+            {"names": NAMES, "task": "pose"},
+            r"task is 'pose', which is not served yet \(served: detect, classify; with task: tensor",
+        ),
         ({"names": NAMES, "task": ["detect"]}, r"task is \['detect'\]"),
         ({"names": {0: "cat"}}, r"names 1 classes, but its outputs fit neither YOLOv5 nor YOLOv8: \[\(None, 7, 64\)\]"),
         ({"names": 3}, r"names"),
@@ -196,23 +213,31 @@ def test_a_detector_that_says_nothing_is_served_with_numbers_for_labels(
     tmp_path: Path, build: Callable[[Path], Path], family: str
 ) -> None:
     model = load(build(tmp_path / "m.onnx"))
-    assert (model.family_name, model.family.labels) == (family, ("0", "1", "2"))
+    assert (model.family_name, model.labels) == (family, ("0", "1", "2"))
     assert model.source == "the shape of its outputs"
 
 
-def test_where_nothing_is_known_the_message_says_what_to_write(tmp_path: Path) -> None:
-    """And what it says to write is right: with it the model loads."""
+def test_where_nothing_is_known_plain_tensors_are_served_and_the_advice_says_what_to_write(tmp_path: Path) -> None:
+    """And what it says to write is right: with it the model is a classifier."""
     tiny_models.classifier(tmp_path / "mystery" / "m.onnx")
-    with pytest.raises(InvalidModel) as caught:
-        load(tmp_path / "mystery")
-    assert "m" in caught.value.message
-    assert caught.value.hint
-    advice = re.search(r"beside it: (\{.*\})$", caught.value.hint)
+    model = load(tmp_path / "mystery")
+    assert (model.task, model.family_name, model.family) == ("tensor", "tensor", None)
+    assert model.source == "its tensors alone"
+    advice = re.search(r"beside it: (\{.*\})$", model.advice or "")
     assert advice
     written = yaml.safe_load(advice[1])
     written |= {"labels": list("abcde"), "preprocess": [{"resize_short": 36}, {"center_crop": 32}]}
     config(tmp_path / "mystery", written)
-    assert load(tmp_path / "mystery").family_name == "classification"
+    model = load(tmp_path / "mystery")
+    assert (model.family_name, model.advice) == ("classification", None)
+
+
+def test_a_vision_task_that_several_families_do_is_not_guessed_at(tmp_path: Path) -> None:
+    tiny_models.picodet(tmp_path / "m.onnx")
+    config(tmp_path, {"task": "detection"})
+    message = refusal(tmp_path)
+    assert "what kind of model this is" in message
+    assert "family: picodet" in message
 
 
 # Paddle
@@ -435,10 +460,10 @@ def test_whatever_metadata_say_only_setup_errors_come_out(tmp_path_factory: pyte
 def test_a_paddle_folder_needs_no_configuration(testdata: Path) -> None:
     model = load(testdata / "models" / "picodet_s_320_paddle")
     assert (model.family_name, model.source) == ("paddle_detection", "infer_cfg.yml")
-    assert model.family.labels[:2] == ("person", "bicycle")
+    assert model.labels[:2] == ("person", "bicycle")
     model = load(testdata / "models" / "squeezenet_paddle")
     assert (model.family_name, model.source) == ("classification", "inference_cls.yaml")
-    assert model.family.labels[0].startswith("tench")
+    assert model.labels[0].startswith("tench")
 
 
 def test_pdmodel_without_its_pdiparams_is_refused_with_its_name(testdata: Path, tmp_path: Path) -> None:
@@ -460,8 +485,8 @@ def test_tensorflow_and_ir_exports_load_with_a_few_lines_of_yaml(testdata: Path,
         },
     )
     model = load(tmp_path / name)
-    assert model.family.recipe.output_size() == (side, side)
-    assert len(model.family.recipe.arithmetic.mean) == (1 if name == "lenet_tf" else 3)
+    assert recipe_of(model).output_size() == (side, side)
+    assert len(recipe_of(model).arithmetic.mean) == (1 if name == "lenet_tf" else 3)
 
 
 # model.yaml over what was found
@@ -480,7 +505,7 @@ def test_model_yaml_overrides_what_was_discovered(tmp_path: Path) -> None:
     )
     model = load(tmp_path / "m")
     assert (model.name, model.family_name, model.source) == ("other", "yolov8", "model.yaml")
-    assert model.family.labels == ("x", "y", "z")
+    assert model.labels == ("x", "y", "z")
     assert model.bundle.postprocess.iou_threshold == 0.3
     assert model.bundle.task == "detection"
 
@@ -531,9 +556,10 @@ def test_a_model_of_one_channel_gets_grey_pictures(tmp_path: Path, layout: str, 
     tiny_models.classifier(tmp_path / "m.onnx", channels=1, layout=layout)
     config(tmp_path, {"task": "classification", **({"preprocess": preprocess} if preprocess else {})})
     model = load(tmp_path)
+    assert model.family
     prepared = model.family.prepare(tiny_models.picture(40, 50))
     assert prepared.tensors["x"].shape == (32, 32, 1)
-    assert len(model.family.recipe.arithmetic.mean) == 1
+    assert len(recipe_of(model).arithmetic.mean) == 1
 
 
 # Where models are found
@@ -606,14 +632,14 @@ def test_several_weights_in_one_folder_must_be_chosen_from(tmp_path: Path) -> No
     config(tmp_path, {"task": "detection"})
     assert "There: large.onnx, small.onnx (say weights: FILE in model.yaml)" in refusal(tmp_path)
     config(tmp_path, {"weights": "large.onnx"})
-    assert load(tmp_path).family.labels == ("cat", "dog", "cow")
+    assert load(tmp_path).labels == ("cat", "dog", "cow")
 
 
 def test_a_models_yaml_beside_several_files_is_about_none_of_them(tmp_path: Path) -> None:
     for name in ("small", "large"):
         tiny_models.yolov8(tmp_path / f"{name}.onnx")
     config(tmp_path, {"weights": "large.onnx", "labels": ["x", "y", "z"]})
-    assert load(tmp_path / "small.onnx").family.labels == ("0", "1", "2")
+    assert load(tmp_path / "small.onnx").labels == ("0", "1", "2")
 
 
 def test_the_newest_version_is_loaded_with_the_configuration_above_it(tmp_path: Path) -> None:
@@ -621,7 +647,7 @@ def test_the_newest_version_is_loaded_with_the_configuration_above_it(tmp_path: 
         tiny_models.yolov8(tmp_path / "m" / version / "model.onnx")
     config(tmp_path / "m", {"labels": ["x", "y", "z"]})
     model = load(tmp_path / "m")
-    assert (model.name, model.version, model.family.labels) == ("m", "2", ("x", "y", "z"))
+    assert (model.name, model.version, model.labels) == ("m", "2", ("x", "y", "z"))
 
 
 def test_a_saved_model_is_named_by_its_folder_or_its_file(testdata: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from visionpool_server.backends.fake import FakeContext, FakeEngine, WorkerKille
 from visionpool_server.batching import Job, Tensors
 from visionpool_server.families import split_by_row
 from visionpool_server.pool import Pool, PoolOptions
-from visionpool_server.worker import stack
+from visionpool_server.assembly import Pictures, stack
 
 Colour = tuple[int, int, int]
 BOUND = 30.0  # seconds that anything here may take at most
@@ -107,7 +107,7 @@ class Pools:
         self._made: list[Pool] = []
 
     def __call__(self, engine: FakeEngine | Gate, workers: int = 1, **options: Any) -> Pool:
-        pool = Pool("fake", [(engine, workers)], split_by_row, PoolOptions(**options))
+        pool = Pool("fake", [(engine, workers)], Pictures(split_by_row), PoolOptions(**options))
         pool.start()
         self._made.append(pool)
         return pool
@@ -201,7 +201,7 @@ class TestPreparing:
     )
     def test_workers_prepare_where_each_core_has_one(self, engine: Any, workers: int, prepares: bool) -> None:
         made = make_engine({"on_cpu": engine["on_cpu"]}, batch=engine["batch"])
-        assert Pool("fake", [(made, workers)], split_by_row).prepares is prepares
+        assert Pool("fake", [(made, workers)], Pictures(split_by_row)).prepares is prepares
 
     def test_a_picture_is_prepared_by_the_worker_that_takes_it(self, pools: Pools) -> None:
         threads = []

@@ -215,6 +215,34 @@ def paddle_detector(path: Path, *, classes: int = 3, batch: Batch = "batch", siz
     return graph.save(path)
 
 
+def plain(
+    path: Path,
+    kind: int = TensorProto.FLOAT,
+    shape: Sequence[Batch | None] = ("n", 3),
+    op: str = "Identity",
+    inputs: Sequence[str] = ("x",),
+) -> Path:
+    """One operator on tensors of one type and shape: `y` = op(`inputs`)."""
+    graph = Graph()
+    for name in inputs:
+        graph.input(name, shape, kind)
+    graph.add(op, *inputs, output="y")
+    graph.output("y", shape, kind)
+    return graph.save(path)
+
+
+def two_by_two(path: Path, rows: Batch = "n") -> Path:
+    """`total` = `a` + `b` and `difference` = `a` - `b`, all (rows, 4) float32."""
+    graph = Graph()
+    for name in ("a", "b"):
+        graph.input(name, [rows, 4])
+    graph.add("Add", "a", "b", output="total")
+    graph.add("Sub", "a", "b", output="difference")
+    graph.output("total", [rows, 4])
+    graph.output("difference", [rows, 4])
+    return graph.save(path)
+
+
 def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """(height, width, 3) of coloured blobs on a gradient: smooth enough to resize, busy enough to tell apart."""
     random = np.random.default_rng(seed)

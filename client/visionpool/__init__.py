@@ -5,7 +5,9 @@
     with visionpool.Client("http://127.0.0.1:8000") as client:
         result = client.predict("yolov8n", "street.jpg")
 
-Results and errors are plain Python; httpx is imported with the first use of `Client` or `AsyncClient`.
+The same over gRPC, with streams, are `GrpcClient` and `AsyncGrpcClient`; they need `pip install 'visionpool[grpc]'`.
+Results and errors are plain Python; httpx is imported with the first use of `Client` or `AsyncClient`, grpcio with
+that of the others.
 """
 
 from __future__ import annotations
@@ -51,10 +53,13 @@ from visionpool.results import (
 )
 
 if TYPE_CHECKING:
+    from visionpool.grpc import AsyncGrpcClient as AsyncGrpcClient
+    from visionpool.grpc import GrpcClient as GrpcClient
     from visionpool.http import AsyncClient, Client
 
     __version__: str
 
+# Without the gRPC clients: `from visionpool import *` must not need grpcio.
 __all__ = [
     "AsyncClient",
     "BackendUnavailable",
@@ -96,12 +101,19 @@ __all__ = [
 ]
 
 
+_GRPC = ("GrpcClient", "AsyncGrpcClient")
+
+
 def __getattr__(name: str) -> Any:
     """What is dear to import, on its first use (PEP 562)."""
     if name in ("Client", "AsyncClient"):
         from visionpool import http
 
         value: Any = getattr(http, name)
+    elif name in _GRPC:
+        from visionpool import grpc
+
+        value = getattr(grpc, name)
     elif name == "__version__":
         value = _version()
     else:
@@ -111,7 +123,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_GRPC})
 
 
 def _version() -> str:

@@ -17,6 +17,7 @@
     │   ├── DeadlineExceeded     not answered within the time allowed
     │   ├── Unavailable          starting, draining, or the model is not ready
     │   ├── InferenceFailed      the runtime failed on this input
+    │   ├── Unimplemented        the protocol has it, this server does not
     │   └── InternalError        everything else
     ├── SetupError               what stops a start-up; the message says what to do
     │   ├── InvalidModel         files that cannot be read, or a model.yaml that is wrong
@@ -119,6 +120,10 @@ class Unavailable(ServiceError):
 
 class InferenceFailed(ServiceError):
     code = "inference_failed"
+
+
+class Unimplemented(ServiceError):
+    code = "unimplemented"
 
 
 class InternalError(ServiceError):

@@ -1,29 +1,18 @@
-"""The HTTP clients: `Client` blocks, `AsyncClient` awaits. Both only carry out what `operations` asks for."""
+"""The HTTP clients: `Client` blocks, `AsyncClient` awaits. What they can be asked is in `calls`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from types import TracebackType
-from typing import Literal, Self, TypeVar, Unpack
+from collections.abc import Mapping
 
-import anyio
-import anyio.to_thread
 import httpx
 
-from visionpool import errors, operations, pictures
-from visionpool.answers import Answer, ModelInfo, Prediction
-from visionpool.operations import Options
-from visionpool.pictures import Encoded, Picture
-from visionpool.protocol import Call, Command, Done, Load, Patience, Pause, Steps, advance
-from visionpool.results import Result
+from visionpool.answers import Answer, Refusal
+from visionpool.calls import AwaitedCalls, Calls
+from visionpool.protocol import Call, Patience
 from visionpool.transport import DEFAULT_URL, answer, request, settings, translated
 
-T = TypeVar("T")
 
-
-class Client:
+class Client(Calls):
     """Talks to a visionpool server, and may be shared between threads.
 
         with visionpool.Client("http://127.0.0.1:8000") as client:
@@ -57,91 +46,20 @@ class Client:
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._patience = Patience(timeout, retries)
+        super().__init__(Patience(timeout, retries))
         self._http = httpx.Client(transport=transport, **settings(url, api_key, headers))
 
-    def predict(self, model: str, picture: Picture, **options: Unpack[Options]) -> Result:
-        """What `model` sees in `picture`: a DetectionResult, ClassifyResult, ..., by the model's task.
-
-        Options: `score_threshold`, `iou_threshold`, `top_k`, `classes`, `max_detections`, `color`, `timeout`.
-        """
-        return self._run(operations.predict(model, picture, options, self._patience))
-
-    def predict_many(self, model: str, pictures: Iterable[Picture], **options: Unpack[Options]) -> list[Result]:
-        """One result per picture, in their order, by one request, which fails where one of them does."""
-        return self._run(operations.predict_many(model, pictures, options, self._patience))
-
-    def predict_full(self, model: str, pictures: Picture | Sequence[Picture], **options: Unpack[Options]) -> Prediction:
-        """All that the server answers: the results with the model's version and the time each stage took."""
-        return self._run(operations.predict_full(model, pictures, options, self._patience))
-
-    def annotate(
-        self,
-        model: str,
-        picture: Picture,
-        *,
-        format: Literal["jpeg", "png"] = "jpeg",  # noqa: A002 - what Pillow's save() calls it
-        **options: Unpack[Options],
-    ) -> bytes:
-        """The picture with the results drawn into it, as the bytes of a JPEG or PNG file."""
-        return self._run(operations.annotate(model, picture, format, options, self._patience))
-
-    def models(self) -> list[ModelInfo]:
-        """The models that are served."""
-        return self._run(operations.models(self._patience))
-
-    def model(self, name: str) -> ModelInfo:
-        """One model, with its labels. Raises ModelNotFound."""
-        return self._run(operations.model(name, self._patience))
-
-    def live(self) -> bool:
-        """Whether the server answers at all."""
-        return self._run(operations.healthy("/health/live", self._patience))
-
-    def ready(self) -> bool:
-        """Whether the server takes requests: all its models are loaded and warm."""
-        return self._run(operations.healthy("/health/ready", self._patience))
-
-    def wait_ready(self, timeout: float = 60.0) -> None:
-        """Returns once the server is ready. Raises DeadlineExceeded, with the reason, after `timeout` s."""
-        self._run(operations.wait_ready(timeout))
-
     def close(self) -> None:
-        """Closes the connections; `with Client(...)` does it by itself."""
         self._http.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _run(self, steps: Steps[T]) -> T:
-        command = advance(steps, None)
-        while not isinstance(command, Done):
-            try:
-                reply = self._perform(command)
-            except errors.VisionpoolError as error:
-                command = advance(steps, error)
-            else:
-                command = advance(steps, reply)
-        return command.value
-
-    def _perform(self, command: Command) -> Encoded | Answer | None:
-        match command:
-            case Load(picture, color):
-                return pictures.load(picture, color=color)
-            case Pause(seconds):
-                time.sleep(seconds)
-            case Call():
-                with translated(self._http, command):
-                    return answer(self._http.send(request(self._http, command)))
-        return None
+    def _exchange(self, call: Call) -> Answer | Refusal:
+        sent = request(self._http, call)
+        with translated(self._http, call):
+            response = self._http.send(sent)
+        return answer(call, response)
 
 
-class AsyncClient:
+class AsyncClient(AwaitedCalls):
     """`Client` for asyncio and trio: the same calls with the same meaning, awaited. See there.
 
         async with visionpool.AsyncClient() as client:
@@ -160,86 +78,14 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._patience = Patience(timeout, retries)
+        super().__init__(Patience(timeout, retries))
         self._http = httpx.AsyncClient(transport=transport, **settings(url, api_key, headers))
 
-    async def predict(self, model: str, picture: Picture, **options: Unpack[Options]) -> Result:
-        """See `Client.predict`."""
-        return await self._run(operations.predict(model, picture, options, self._patience))
-
-    async def predict_many(self, model: str, pictures: Iterable[Picture], **options: Unpack[Options]) -> list[Result]:
-        """See `Client.predict_many`."""
-        return await self._run(operations.predict_many(model, pictures, options, self._patience))
-
-    async def predict_full(
-        self, model: str, pictures: Picture | Sequence[Picture], **options: Unpack[Options]
-    ) -> Prediction:
-        """See `Client.predict_full`."""
-        return await self._run(operations.predict_full(model, pictures, options, self._patience))
-
-    async def annotate(
-        self,
-        model: str,
-        picture: Picture,
-        *,
-        format: Literal["jpeg", "png"] = "jpeg",  # noqa: A002 - what Pillow's save() calls it
-        **options: Unpack[Options],
-    ) -> bytes:
-        """See `Client.annotate`."""
-        return await self._run(operations.annotate(model, picture, format, options, self._patience))
-
-    async def models(self) -> list[ModelInfo]:
-        """See `Client.models`."""
-        return await self._run(operations.models(self._patience))
-
-    async def model(self, name: str) -> ModelInfo:
-        """See `Client.model`."""
-        return await self._run(operations.model(name, self._patience))
-
-    async def live(self) -> bool:
-        """See `Client.live`."""
-        return await self._run(operations.healthy("/health/live", self._patience))
-
-    async def ready(self) -> bool:
-        """See `Client.ready`."""
-        return await self._run(operations.healthy("/health/ready", self._patience))
-
-    async def wait_ready(self, timeout: float = 60.0) -> None:  # noqa: ASYNC109 - as in Client
-        """See `Client.wait_ready`."""
-        await self._run(operations.wait_ready(timeout))
-
     async def aclose(self) -> None:
-        """See `Client.close`."""
         await self._http.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def _run(self, steps: Steps[T]) -> T:
-        command = advance(steps, None)
-        while not isinstance(command, Done):
-            try:
-                reply = await self._perform(command)
-            except errors.VisionpoolError as error:
-                command = advance(steps, error)
-            else:
-                command = advance(steps, reply)
-        return command.value
-
-    async def _perform(self, command: Command) -> Encoded | Answer | None:
-        match command:
-            case Load(bytes() as picture, color):
-                return pictures.load(picture, color=color)  # nothing to read: a thread would cost more
-            case Load(picture, color):
-                return await anyio.to_thread.run_sync(partial(pictures.load, picture, color=color))
-            case Pause(seconds):
-                await anyio.sleep(seconds)
-            case Call():
-                with translated(self._http, command):
-                    return answer(await self._http.send(request(self._http, command)))
-        return None
+    async def _exchange(self, call: Call) -> Answer | Refusal:
+        sent = request(self._http, call)
+        with translated(self._http, call):
+            response = await self._http.send(sent)
+        return answer(call, response)

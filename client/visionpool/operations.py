@@ -1,4 +1,4 @@
-"""The calls that a client offers, as steps of `visionpool.protocol`: written once for both clients."""
+"""The calls that a client offers, as steps of `visionpool.protocol`: written once for all clients."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, Literal, TypedDict, cast
-from urllib.parse import quote
 
 from visionpool import answers, errors
-from visionpool.answers import ModelInfo, Prediction
+from visionpool.answers import Health, ModelInfo, Prediction
 from visionpool.pictures import Color, Encoded, Picture
-from visionpool.protocol import Call, Load, Patience, Pause, Steps, ask, bounded, send
+from visionpool.protocol import Call, Load, Patience, Pause, Steps, ask, bounded
 from visionpool.results import Result
 
 
@@ -48,8 +47,7 @@ def predict_full(
     # An array is one picture, though it is a sequence of rows, too.
     listed = pictures if isinstance(pictures, (list, tuple)) else [cast(Picture, pictures)]
     loaded = yield from _load(listed, options)
-    answer = yield from ask(_predict_call(model, loaded, options), _patience(options, patience))
-    return answers.read_prediction(answer, pictures=len(loaded))
+    return (yield from ask(_predict_call(model, loaded, options), _patience(options, patience), Prediction))
 
 
 def annotate(
@@ -58,28 +56,30 @@ def annotate(
     if file_format not in ("jpeg", "png"):
         raise errors.InvalidOption(f"no pictures are drawn as {file_format!r}", hint="use 'jpeg' or 'png'")
     loaded = yield from _load([picture], options)
-    call = replace(_predict_call(model, loaded, options), accept=f"image/{file_format}")
-    answer = yield from ask(call, _patience(options, patience))
-    return answers.read_image(answer)
+    call = replace(_predict_call(model, loaded, options), what="annotate", picture_type=file_format)
+    answer = yield from ask(call, _patience(options, patience), answers.Picture)
+    return answer.data
+
+
+def frame_call(model: str, options: Options, patience: Patience) -> Call:
+    """What holds for every frame of a stream. `timeout` is for each of them; without one the server's own holds."""
+    return replace(_predict_call(model, (), options), timeout=_patience(options, patience).timeout)
 
 
 def models(patience: Patience) -> Steps[list[ModelInfo]]:
-    answer = yield from ask(Call("GET", "/v1/models"), patience)
-    return answers.read_models(answer)
+    return (yield from ask(Call("models"), patience, list))
 
 
 def model(name: str, patience: Patience) -> Steps[ModelInfo]:
-    answer = yield from ask(Call("GET", _model_path(name)), patience)
-    return answers.read_model(answer)
+    return (yield from ask(Call("model", name), patience, ModelInfo))
 
 
-def healthy(path: str, patience: Patience) -> Steps[bool]:
-    """Whether a health check answers 200. That nothing answers at all is False, not an error."""
+def healthy(what: Literal["live", "ready"], patience: Patience) -> Steps[bool]:
+    """Whether a health check says yes. That nothing answers at all is False, not an error."""
     try:
-        answer = yield from send(Call("GET", path, timeout=patience.timeout))
+        return (yield from _health(Call(what, timeout=patience.timeout))).good
     except (errors.ConnectionFailed, errors.DeadlineExceeded):
         return False
-    return answer.status == 200
 
 
 def wait_ready(timeout: float) -> Steps[None]:
@@ -87,9 +87,9 @@ def wait_ready(timeout: float) -> Steps[None]:
     deadline = time.monotonic() + timeout
     for attempt in count():
         try:
-            answer = yield from send(Call("GET", "/health/ready", timeout=bounded(deadline, 5.0)))
-            reason = f"/health/ready answers {answer.status}"
-            if answer.status == 200:
+            health = yield from _health(Call("ready", timeout=bounded(deadline, 5.0)))
+            reason = health.said
+            if health.good:
                 return
         except (errors.ConnectionFailed, errors.DeadlineExceeded) as error:
             reason = error.message
@@ -100,12 +100,22 @@ def wait_ready(timeout: float) -> Steps[None]:
         yield Pause(pause)
 
 
+def _health(call: Call) -> Steps[Health]:
+    answer = yield call
+    assert isinstance(answer, Health)
+    return answer
+
+
 def _listed(pictures: Any) -> list[Picture]:
-    """The pictures one by one. Raises InvalidRequest for a single one, which would fall into rows."""
+    check_several(pictures, "predict_many")
+    return list(pictures)
+
+
+def check_several(pictures: Any, what: str) -> None:
+    """Raises InvalidRequest for a single picture, which would fall into rows or bytes."""
     encoded = isinstance(pictures, (str, bytes, bytearray, memoryview, os.PathLike))
     if encoded or hasattr(pictures, "read") or getattr(pictures, "ndim", 4) != 4:
-        raise errors.InvalidRequest("predict_many takes several pictures, this is one", hint="use predict")
-    return list(pictures)
+        raise errors.InvalidRequest(f"{what} takes several pictures, this is one", hint="use predict")
 
 
 def _load(pictures: Iterable[Picture], options: Options) -> Steps[tuple[Encoded, ...]]:
@@ -121,38 +131,31 @@ def _load(pictures: Iterable[Picture], options: Options) -> Steps[tuple[Encoded,
 
 def _predict_call(model: str, pictures: tuple[Encoded, ...], options: Options) -> Call:
     told = options.get("timeout") is not None
-    params = _params(options)
-    return Call("POST", f"{_model_path(model)}/predict", params=params, pictures=pictures, tell_timeout=told)
+    return Call("predict", model, pictures, _told_options(options), tell_timeout=told)
 
 
-def _params(options: Options) -> dict[str, str]:
-    """The options that the server reads, as text. Raises TypeError for one that does not exist."""
+def _told_options(options: Options) -> dict[str, Any]:
+    """The options that the server reads. Raises TypeError for one that does not exist."""
     unknown = sorted(options.keys() - Options.__annotations__.keys())
     if unknown:
         raise TypeError(f"no option {unknown[0]!r}; there are {', '.join(Options.__annotations__)}")
     mine = ("color", "timeout")
     given: dict[str, Any] = {k: v for k, v in options.items() if v is not None and k not in mine}
     if "classes" in given:
-        given["classes"] = _comma_separated(given["classes"])
-    return {name: str(value) for name, value in given.items()}
+        given["classes"] = _class_names(given["classes"])
+    return given
 
 
-def _comma_separated(classes: str | Iterable[str | int]) -> str:
+def _class_names(classes: str | Iterable[str | int]) -> tuple[str, ...]:
     if isinstance(classes, str):
-        return classes
-    names = [str(name) for name in classes]
+        return tuple(name.strip() for name in classes.split(",") if name.strip())
+    names = tuple(str(name) for name in classes)
     for name in names:
         if "," in name:
             raise errors.InvalidOption(f"the class {name!r} has a comma in it", hint="give its number instead")
-    return ",".join(names)
+    return names
 
 
 def _patience(options: Options, patience: Patience) -> Patience:
     timeout = options.get("timeout")
     return patience if timeout is None else replace(patience, timeout=timeout)
-
-
-def _model_path(name: str) -> str:
-    if name in ("", ".", ".."):
-        raise errors.ModelNotFound(f"no model can be called {name!r}")
-    return f"/v1/models/{quote(name, safe='')}"

@@ -1,9 +1,10 @@
 """What a client does, without doing any of it: each call is a generator that asks a driver for what it needs.
 
-    operation --Load | Call | Pause--> driver (visionpool.http: one that blocks, one that awaits)
-    operation <--Encoded | Answer----- driver, or the VisionpoolError that it met
+    operation --Load | Call | Pause---------> driver (visionpool.calls: one that blocks, one that awaits)
+    operation <--Encoded | Answer | Refusal-- driver, or the VisionpoolError that it met
 
-So retries, budgets and errors are written once for both clients, and need no socket to be tested.
+So retries, budgets and errors are written once for all clients, and need no socket to be tested. What a `Call` and its
+answer look like on the wire is the transports' affair: `transport` and `http_answers`, `grpc_transport`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from visionpool import answers, errors
-from visionpool.answers import Answer
+from visionpool import errors
+from visionpool.answers import Answer, Refusal
 from visionpool.pictures import Color, Encoded, Picture
 
 T = TypeVar("T")
@@ -46,20 +47,23 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Asks for one HTTP exchange within `timeout` seconds. `pictures`: one is the body, more are a form."""
+    """Asks for one exchange with the server, `what`, within `timeout` seconds.
 
-    method: Literal["GET", "POST"]
-    path: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    accept: str = "application/json"
+    `options` are those that the server reads: numbers, and `classes` as a tuple of texts.
+    """
+
+    what: Literal["predict", "annotate", "models", "model", "live", "ready"]
+    model: str = ""
     pictures: tuple[Encoded, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    picture_type: Literal["jpeg", "png"] = "jpeg"  # what `annotate` gives
     timeout: float = 30.0
     tell_timeout: bool = False  # whether the server is told of `timeout`
 
-    def query(self) -> dict[str, str]:
-        """The query of the URL. The server refuses a `timeout_ms` of 0."""
-        told = {"timeout_ms": str(max(1, round(self.timeout * 1000)))} if self.tell_timeout else {}
-        return {**self.params, **told}
+    def told(self) -> dict[str, Any]:
+        """The options, with the time that is left where the server is to know. It refuses a `timeout_ms` of 0."""
+        timeout = {"timeout_ms": max(1, round(self.timeout * 1000))} if self.tell_timeout else {}
+        return {**self.options, **timeout}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Done(Generic[T]):
 
 
 Command: TypeAlias = Load | Call | Pause
-Reply: TypeAlias = Encoded | Answer | errors.VisionpoolError | None
+Reply: TypeAlias = Encoded | Answer | Refusal | errors.VisionpoolError | None
 Steps: TypeAlias = Generator[Command, Reply, T]
 
 
@@ -89,37 +93,31 @@ def advance(steps: Steps[T], reply: Reply) -> Command | Done[T]:
         return Done(stop.value)
 
 
-def ask(call: Call, patience: Patience) -> Steps[Answer]:
-    """The good answer to `call`. A busy server is asked again when it says, while `patience` lasts."""
+def ask(call: Call, patience: Patience, kind: type[T]) -> Steps[T]:
+    """The good answer to `call`, a `kind`. A busy server is asked again when it says, while `patience` lasts."""
     deadline = time.monotonic() + patience.timeout
     for attempt in count():
-        answer = yield from send(replace(call, timeout=bounded(deadline, patience.timeout)))
-        if 200 <= answer.status < 300:
+        answer = yield replace(call, timeout=bounded(deadline, patience.timeout))
+        if not isinstance(answer, Refusal):
+            assert isinstance(answer, kind)
             return answer
         pause = _pause_before_retry(answer, attempt)
         if pause is None or attempt >= patience.retries or time.monotonic() + pause >= deadline:
-            raise answers.error_from(answer)
+            raise answer.error
         yield Pause(pause)
     raise AssertionError("count() never ends")
 
 
-def _pause_before_retry(answer: Answer, attempt: int) -> float | None:
+def _pause_before_retry(refusal: Refusal, attempt: int) -> float | None:
     """Seconds to wait before asking again, None where it is of no use.
 
     A broken connection is not retried: a picture that kills the server must not be sent to its successor.
     """
-    asked = answers.retry_after(answer)
-    if answer.status == 429 or (answer.status == 503 and asked is not None):
-        seconds: float = max(1.0 if asked is None else asked, 0.02 * 2.0**attempt)
-        # Never earlier than asked, and not all at once: who was turned away together would return together.
-        return seconds * random.uniform(1.0, 1.2)  # noqa: S311 - spreads load, protects nothing
-    return None
-
-
-def send(call: Call) -> Steps[Answer]:
-    answer = yield call
-    assert isinstance(answer, Answer)
-    return answer
+    if refusal.retry_after is None:
+        return None
+    seconds: float = max(refusal.retry_after, 0.02 * 2.0**attempt)
+    # Never earlier than asked, and not all at once: who was turned away together would return together.
+    return seconds * random.uniform(1.0, 1.2)  # noqa: S311 - spreads load, protects nothing
 
 
 def bounded(deadline: float, limit: float) -> float:

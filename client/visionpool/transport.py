@@ -1,16 +1,18 @@
-"""Between `visionpool.protocol` and httpx: what both clients send, read and raise the same way."""
+"""Between `visionpool.protocol` and httpx: what both HTTP clients send, read and raise the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import httpx
 
 import visionpool
 from visionpool import errors
-from visionpool.answers import Answer
+from visionpool.answers import Answer, Refusal
+from visionpool.http_answers import Response, read
 from visionpool.protocol import Call
 
 Http: TypeAlias = httpx.Client | httpx.AsyncClient
@@ -33,19 +35,35 @@ def settings(url: str, api_key: str | None, headers: Mapping[str, str] | None) -
 
 
 def request(http: Http, call: Call) -> httpx.Request:
-    """One picture is the body itself; several are the `image` parts of a multipart form."""
-    headers = {"Accept": call.accept}
-    shared: dict[str, Any] = {"params": call.query(), "headers": headers, "timeout": call.timeout}
+    """One picture is the body itself; several are the `image` parts of a multipart form. Raises ModelNotFound."""
+    headers = {"Accept": f"image/{call.picture_type}" if call.what == "annotate" else "application/json"}
+    shared: dict[str, Any] = {"params": _query(call), "headers": headers, "timeout": call.timeout}
     if len(call.pictures) == 1:
         headers["Content-Type"] = call.pictures[0].media_type
         shared["content"] = call.pictures[0].data
     elif call.pictures:
         shared["files"] = [("image", ("picture", part.data, part.media_type)) for part in call.pictures]
-    return http.build_request(call.method, call.path, **shared)
+    return http.build_request("POST" if call.pictures else "GET", _path(call), **shared)
 
 
-def answer(response: httpx.Response) -> Answer:
-    return Answer(response.status_code, dict(response.headers), response.content)
+def answer(call: Call, response: httpx.Response) -> Answer | Refusal:
+    return read(call, Response(response.status_code, dict(response.headers), response.content))
+
+
+def _query(call: Call) -> dict[str, str]:
+    return {name: ",".join(value) if name == "classes" else str(value) for name, value in call.told().items()}
+
+
+def _path(call: Call) -> str:
+    match call.what:
+        case "live" | "ready":
+            return f"/health/{call.what}"
+        case "models":
+            return "/v1/models"
+    if call.model in ("", ".", ".."):
+        raise errors.ModelNotFound(f"no model can be called {call.model!r}")
+    model = f"/v1/models/{quote(call.model, safe='')}"
+    return model if call.what == "model" else f"{model}/predict"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,13 @@ from visionpool.errors import InvalidSetting, SetupError
 
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.connection import Connection
+from visionpool_server.api.grpc_server import GrpcOptions, GrpcServer
+from visionpool_server.api.grpc_vision import VisionServicer
 from visionpool_server.api.http import build_http
+from visionpool_server.api.kserve.control import Control
+from visionpool_server.api.kserve.grpc import KserveGrpc
+from visionpool_server.api.kserve.protocol import Kserve
+from visionpool_server.api.kserve.switches import Tracing
 from visionpool_server.api.urls import UrlFetcher
 from visionpool_server.models.files import ModelFiles
 from visionpool_server.models.loader import Defaults, Model
@@ -35,42 +41,60 @@ _GRACE = 30  # seconds that requests in flight get when the server stops
 
 
 class App:
-    """A server: `run()` until it is told to stop. `on_loaded(model)` and `on_ready(url)` report progress."""
+    """A server: `run()` until it is told to stop. `on_loaded(model)` and `on_ready(url, grpc_address)` report progress."""
 
     def __init__(
         self,
         settings: Settings,
         *,
         on_loaded: Callable[[Model], None] = lambda _: None,
-        on_ready: Callable[[str], None] = lambda _: None,
+        on_ready: Callable[[str, str], None] = lambda _url, _address: None,
     ) -> None:
         self._settings = settings
         self._on_loaded = on_loaded
         self._on_ready = on_ready
         self._models = Repository()
         self._service = Service(self._models, max_pixels=settings.max_pixels)
+        self._limits = BodyLimits(settings.max_body_bytes, settings.body_timeout)
+        self._urls = UrlFetcher(settings.allow_urls, settings.max_body_bytes)
+        self._paths = settings.models or tuple(DEMO_MODELS / name for name in ("shapes", "digits"))
+        control = Control(self._models, self._paths, settings.defaults, explicit=settings.model_control == "explicit")
+        tracing = Tracing(settings.trace_dir, self._models)
+        self._kserve = Kserve(self._service, control, tracing, lambda: self._ready)
         self._ready = False
         self._failure: SetupError | None = None
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Raises SetupError where it cannot start."""
-        found = locate(self._settings.models or [DEMO_MODELS / name for name in ("shapes", "digits")])
-        server = self._server()
+        found = self._wanted(locate(self._paths))
         listener = _listen(self._settings.host, self._settings.http_port)
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(self._serve(server, listener, found))
+                runner.run(self._serve(listener, found))
         finally:
             self._service.close()
             self._models.close()
+            self._kserve.close()
         if self._failure:
             raise self._failure
 
-    def _server(self) -> uvicorn.Server:
-        limits = BodyLimits(self._settings.max_body_bytes, self._settings.body_timeout)
-        urls = UrlFetcher(self._settings.allow_urls, limits.max_bytes)
+    def _wanted(self, found: list[ModelFiles]) -> list[ModelFiles]:
+        """The models to load at the start. Raises InvalidSetting for a name that is not among them."""
+        names = set(self._settings.load_models)
+        if self._settings.model_control == "none":
+            if names:
+                raise InvalidSetting("--load-model is for explicit control", hint="say --model-control-mode explicit")
+            return found
+        if "*" in names:
+            return found
+        if unknown := names - {files.name for files in found}:
+            there = ", ".join(files.name for files in found)
+            raise InvalidSetting(f"--load-model: no model {sorted(unknown)[0]!r}", hint=f"there are: {there}")
+        return [files for files in found if files.name in names]
+
+    def _http_server(self, on_stop: Callable[[], Awaitable[None]]) -> uvicorn.Server:
         config = uvicorn.Config(
-            build_http(self._service, limits, urls, lambda: self._ready),
+            build_http(self._service, self._kserve, self._limits, self._urls, lambda: self._ready),
             http=Connection,
             access_log=False,
             proxy_headers=False,  # nothing here asks who the client is
@@ -79,22 +103,37 @@ class App:
             timeout_graceful_shutdown=_GRACE,
             backlog=2048,
         )
-        return _Server(config)
+        return _Server(config, on_stop)
 
-    async def _serve(self, server: uvicorn.Server, listener: socket.socket, found: list[ModelFiles]) -> None:
-        """Answers /health from the start, while the models are still loading on a thread of their own."""
+    def _grpc_server(self) -> GrpcServer:
+        vision = VisionServicer(self._service, self._limits)
+        kserve = KserveGrpc(self._kserve, self._limits.budget)
+        options = GrpcOptions(self._settings.max_body_bytes, self._settings.grpc_max_connection_age)
+        return GrpcServer(vision, kserve, options)
+
+    async def _serve(self, listener: socket.socket, found: list[ModelFiles]) -> None:
+        """Answers health checks from the start, while the models are still loading on a thread of their own."""
         self._models.loading = True
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        grpc_server = self._grpc_server()
+
+        async def stop() -> None:
+            self._ready = False
+            await grpc_server.stop(_GRACE)
+
+        http_server = self._http_server(stop)
+        port = await grpc_server.start(self._settings.host, self._settings.grpc_port)
+        serving = asyncio.create_task(http_server.serve(sockets=[listener]))
         try:
-            loaded = await asyncio.to_thread(self._load, found, lambda: server.should_exit)
+            loaded = await asyncio.to_thread(self._load, found, lambda: http_server.should_exit)
             if loaded:
-                self._on_ready(_url(*listener.getsockname()[:2]))
+                await grpc_server.ready()
+                host, http_port = listener.getsockname()[:2]
+                self._on_ready(f"http://{_shown(host)}:{http_port}", f"{_shown(host)}:{port}")
         except SetupError as error:
             self._failure = error
         finally:
-            server.should_exit = server.should_exit or not self._ready
+            http_server.should_exit = http_server.should_exit or not self._ready
             await serving
-            self._ready = False
 
     def _load(self, found: list[ModelFiles], stopped: Callable[[], bool]) -> bool:
         """Whether all models are there; between one and the next it looks whether the server was told to stop."""
@@ -110,6 +149,14 @@ class App:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What else serves stops together with it."""
+        await asyncio.gather(super().shutdown(sockets), self._on_stop())
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  a handler's signature
         """Stops in order, and on a second Ctrl-C at once. uvicorn's own would raise the signal again when it is done,
         and so end the process before the models are closed, and with the status of a crash."""
@@ -147,9 +194,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(host: str, port: int) -> str:
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104  compared
-    return f"http://{shown}:{port}"
+def _shown(host: str) -> str:
+    """The host as it stands in a URL that works on this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104  compared
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

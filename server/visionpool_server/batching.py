@@ -1,7 +1,7 @@
 """The queue between the stages and the workers: bounded, first come first served, batches formed by whoever pulls.
 
-A job is one picture. Each carries its own future: one caller's exit, error or deadline never touches the others of its
-batch.
+A job is one picture, or some rows of tensors that a caller sent. Each carries its own future: one caller's exit, error or
+deadline never touches the others of its batch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, NDArray[Any]]
 
+PRIORITY_LEVELS, DEFAULT_PRIORITY = 9, 5  # 1 is served first (Triton's schedule policy)
+
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One picture on its way: tensors in (no batch dimension), `finish(outputs)` out, called on the worker's thread.
+    """One picture or a few rows on their way: tensors in, `finish(outputs)` out, called on the worker's thread.
 
-    With `prepare`, the tensors are still to be made: `ready()` calls it once, on whichever thread comes first.
+    The pool's `Assembly` says whether the tensors have a batch dimension. With `prepare`, they are still to be made: `ready()`
+    calls it once, on whichever thread comes first.
     """
 
     tensors: Tensors
@@ -35,6 +38,9 @@ class Job:
     deadline: float = float("inf")  # on time.monotonic()'s clock
     future: Future[Any] = field(default_factory=Future)
     prepare: Callable[[Job], None] | None = None  # sets `tensors` and `finish`; what it raises is the answer
+    rows: int = 1  # of a batch
+    shape_key: object = None  # what jobs must have in common to share a batch; None: the shapes of their tensors
+    priority: int = DEFAULT_PRIORITY
     queued_at: float = 0.0
     decode_s: float = 0.0
     prepare_s: float = 0.0
@@ -48,7 +54,9 @@ class Job:
     @property
     def batch_key(self) -> object:
         """Jobs of equal keys can share a batch. One whose worker was lost runs alone: it may be to blame."""
-        return self if self.attempts else tuple(tensor.shape for tensor in self.tensors.values())
+        if self.attempts:
+            return self
+        return self.shape_key or tuple(tensor.shape for tensor in self.tensors.values())
 
     def claim(self) -> bool:
         """Takes the job out of its caller's hands; False where it was cancelled, or its deadline has passed."""
@@ -63,7 +71,7 @@ class Job:
     def ready(self) -> bool:
         """Makes the tensors where that is still to be done; False where it failed, and the caller has been told, or
         where the caller left meanwhile."""
-        if self.prepare is None:
+        if self.prepare is None or self.gone:
             return not self.gone
         try:
             self.prepare(self)
@@ -119,8 +127,15 @@ class JobQueue:
                 self._drop_done()
             if len(self._jobs) >= self.limit:
                 raise QueueFull(f"{self.limit} pictures are waiting already")
-            self._jobs.append(job)
+            self._insert(job)
             self._changed.notify()
+
+    def _insert(self, job: Job) -> None:
+        """Behind all of its priority and of higher ones."""
+        at = len(self._jobs)
+        while at and self._jobs[at - 1].priority > job.priority:
+            at -= 1
+        self._jobs.insert(at, job)
 
     def _drop_done(self) -> None:
         """What was cancelled while all workers are busy must not take up room."""
@@ -135,7 +150,7 @@ class JobQueue:
             self._changed.notify_all()
 
     def take(self, max_batch: int, max_delay: float = 0.0) -> list[Job]:
-        """The next batch: jobs of one shape, in order of arrival, none cancelled or late. Empty once closed.
+        """The next batch: jobs of one shape, at most `max_batch` rows, in order, none cancelled or late. Empty once closed.
 
         With `max_delay` seconds it waits so long for a batch to fill; without, it takes what is there.
         """
@@ -160,17 +175,22 @@ class JobQueue:
                 return
 
     def _pull(self, limit: int) -> list[Job]:
-        """The first job and up to `limit - 1` later ones of its shape; the others keep their order."""
+        """The first job and later ones of its shape, up to `limit` rows in all; the others keep their order."""
         if not self._jobs:
             return []
         pulled = [self._jobs.popleft()]
-        if limit == 1 or not self._jobs:
+        rows = pulled[0].rows
+        if rows >= limit or not self._jobs:
             return pulled
         key = pulled[0].batch_key
         passed: list[Job] = []
-        while self._jobs and len(pulled) < limit:
+        while self._jobs and rows < limit:
             job = self._jobs.popleft()
-            (pulled if job.batch_key == key else passed).append(job)
+            if job.batch_key == key and rows + job.rows <= limit:
+                pulled.append(job)
+                rows += job.rows
+            else:
+                passed.append(job)
         self._jobs.extendleft(reversed(passed))
         return pulled
 

@@ -11,18 +11,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 
 from visionpool.errors import InferenceFailed, QueueFull, TooLarge, Unavailable
 
+from visionpool_server.assembly import Assembly
 from visionpool_server.backends import Engine
 from visionpool_server.batching import Job, JobQueue
 from visionpool_server.cpu import cpu_count
-from visionpool_server.worker import Split, Worker
+from visionpool_server.execution import Execution
+from visionpool_server.statistics import Statistics
+from visionpool_server.worker import Worker
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
+_QUICK, _TOO_LONG = 2.5e-4, 5e-3  # seconds of an execution: a hop to a worker and back costs about the first
 _RESTART_DELAY = 1.0  # seconds
 
 
@@ -40,20 +44,26 @@ class Pool:
         self,
         name: str,
         engines: Sequence[tuple[Engine, int]],
-        split: Split,
+        assembly: Assembly,
         options: PoolOptions = PoolOptions(),
+        statistics: Statistics | None = None,
     ) -> None:
         self.name = name
         self.engines = tuple(engines)  # each with its count of workers
         self.placements = tuple(engine.describe() for engine, _ in engines)
         self.options = options
+        self.statistics = statistics or Statistics()
         self.restarts = 0
-        self._split = split
+        self._assembly = assembly
         # Where each core has a worker that takes picture by picture, the workers decode and prepare as well: stage
         # threads would only compete with them for the cores. In all other cases pictures are prepared ahead.
         alone = all(engine.max_batch_size == 1 and engine.on_cpu for engine, _ in engines)
         self.prepares = alone and self.slots >= cpu_count()
         self._places = options.max_queue_size + sum(engine.max_batch_size * count for engine, count in engines)
+        self._here = Lock()
+        self._execution: Execution | None = None  # for `run_at_once`
+        if not all(engine.on_cpu for engine, _ in engines):
+            self.statistics.pace = float("inf")
         self._queue = JobQueue(self._places)  # who was admitted is not refused here, after its picture was decoded
         self._workers: list[Worker] = []
         self._exited: list[Worker] = []
@@ -92,6 +102,8 @@ class Pool:
         with self._changed:
             self._admitted -= count
             self._rate.count(count, busy=self._admitted > 0)
+            if not self._admitted:
+                self._changed.notify_all()
 
     def admit(self, count: int = 1) -> None:
         if count > self._places:
@@ -103,6 +115,7 @@ class Pool:
             if self._closing:
                 raise Unavailable("the model is being unloaded")
             if self._admitted + count > self._places:
+                self.statistics.failed(0.0)
                 raise QueueFull(
                     f"{self.name}: {self._admitted} pictures are waiting already",
                     hint="come back after the time in Retry-After, or raise batching.max_queue_size",
@@ -113,6 +126,37 @@ class Pool:
     def submit(self, job: Job) -> None:
         """Queues a job; its future gets what its `finish` returns. Raises QueueFull, Unavailable."""
         self._queue.put(job)
+
+    def run_at_once(self, job: Job) -> bool:
+        """Runs a job on the calling thread, where that takes less than handing it to a worker and back would; else False.
+
+        For tensors only: `job` has nothing to prepare. Nobody may wait before it, and executions must have been quick lately;
+        a model that ever takes long here is not run here again.
+        """
+        if (
+            not 0 < self.statistics.pace < _QUICK
+            or len(self._queue)
+            or self._closing
+            or not self._here.acquire(blocking=False)
+        ):
+            return False
+        try:
+            if self._execution is None:
+                engine = self.engines[0][0]
+                self._execution = Execution(engine, self._assembly, self.statistics)
+            job.queued_at = started = time.monotonic()
+            job.claim()
+            self._execution.run([job])
+        finally:
+            self._here.release()
+        if time.monotonic() - started > _TOO_LONG:
+            self.statistics.pace = float("inf")
+        return True
+
+    def drain(self, timeout: float) -> bool:
+        """Waits until nobody has a place any more; False where that takes more than `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._admitted, timeout)
 
     def close(self, timeout: float = 10.0) -> None:
         """Lets the workers finish what is queued, for `timeout` seconds; what is left then fails as Unavailable."""
@@ -127,6 +171,7 @@ class Pool:
         in_hand = [job for worker in self._workers for job in worker.jobs]  # of those that hang, or died meanwhile
         for job in [*in_hand, *self._queue.drain()]:
             job.fail(Unavailable("the model was unloaded"))
+        self._execution = None
         for engine, _ in self.engines:
             engine.close()
 
@@ -135,8 +180,9 @@ class Pool:
             f"{self.name}-{len(self._workers)}-{self.restarts}",
             engine,
             self._queue,
-            self._split,
+            self._assembly,
             self._exit,
+            statistics=self.statistics,
             max_delay=self.options.max_queue_delay,
         )
         self._workers.append(worker)

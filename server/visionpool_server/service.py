@@ -9,24 +9,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from threading import Lock
+from typing import Any, Literal, Protocol
 
-from visionpool.errors import DeadlineExceeded, InvalidOption, VisionpoolError
+from visionpool.errors import DeadlineExceeded, InvalidOption, InvalidRequest, VisionpoolError
 from visionpool.results import Result
 
-from visionpool_server.batching import Job
+from visionpool_server.batching import DEFAULT_PRIORITY, Job
 from visionpool_server.cpu import cpu_count
-from visionpool_server.families import NO_OPTIONS, Options, Tensors, class_ids
+from visionpool_server.families import NO_OPTIONS, Family, Options, Tensors, class_ids
 from visionpool_server.imaging.decode import decode, decode_reduced
 from visionpool_server.imaging.draw import draw, encode
+from visionpool_server.imaging.recipe import Geometry, Image
 from visionpool_server.models.loader import Model
 from visionpool_server.models.repository import Repository
+from visionpool_server.pool import Pool
+from visionpool_server.statistics import Stages
 
 PictureType = Literal["jpeg", "png"]
+
+
+class Finish(Protocol):
+    """Makes the answer of one picture from its outputs; runs on a worker's thread."""
+
+    def __call__(self, outputs: Tensors, geometry: Geometry) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,108 +60,181 @@ class Service:
 
     def __init__(self, models: Repository, *, max_pixels: int = 50_000_000, threads: int | None = None) -> None:
         self.models = models
+        self.stages = ThreadPoolExecutor(threads or cpu_count(), "stage")
         self._max_pixels = max_pixels
-        self._stages = ThreadPoolExecutor(threads or cpu_count(), "stage")
 
     async def predict(self, model: Model, picture: bytes, ask: Ask = Ask()) -> Prediction:
         """Raises RequestError for the caller's faults, QueueFull, DeadlineExceeded, InferenceFailed."""
-        check_options(model, ask.options)
-        with model.pool.places(1):
-            return await self._predict(model, picture, ask)
+        return (await self.predict_many(model, [picture], ask))[0]
 
     async def predict_many(self, model: Model, pictures: Sequence[bytes], ask: Ask = Ask()) -> list[Prediction]:
         """All or nothing: the first picture that fails ends the call, and the error says which it was."""
-        if len(pictures) == 1:
-            return [await self.predict(model, pictures[0], ask)]
-        check_options(model, ask.options)
-        with model.pool.places(len(pictures)):
-            tasks = [asyncio.ensure_future(self._predict(model, picture, ask)) for picture in pictures]
-            try:
-                return list(await asyncio.gather(*tasks))
-            except VisionpoolError as error:
-                failed = next(i for i, task in enumerate(tasks) if task.done() and task.exception() is error)
-                error.message = f"picture {failed + 1} of {len(pictures)}: {error.message}"
-                raise
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+        jobs = self._jobs(model, pictures, ask)
+        with model.pool.places(len(jobs)):
+            await self._run(model.pool, jobs, _timeout(model, ask))
+        return [Prediction(job.future.result(), _timings(job)) for job in jobs]
 
     async def annotate(self, model: Model, picture: bytes, ask: Ask, kind: PictureType) -> tuple[Prediction, bytes]:
         """The prediction, and the picture with it drawn in. The picture is decoded again for that: kept meanwhile, many
         of them would fill the memory."""
-        check_options(model, ask.options)
+        jobs = self._jobs(model, [picture], ask)
         with model.pool.places(1):
-            prediction = await self._predict(model, picture, ask)
+            await self._run(model.pool, jobs, _timeout(model, ask))
+            prediction = Prediction(jobs[0].future.result(), _timings(jobs[0]))
             draw_it = partial(_drawn, picture, prediction.result, kind, self._max_pixels)
-            return prediction, await asyncio.get_running_loop().run_in_executor(self._stages, draw_it)
+            return prediction, await asyncio.get_running_loop().run_in_executor(self.stages, draw_it)
 
-    async def _predict(self, model: Model, picture: bytes, ask: Ask) -> Prediction:
-        """For callers that have a place."""
-        timeout = ask.timeout or model.bundle.batching.timeout_ms / 1000
-        entry = _Entry(model, picture, ask, self._max_pixels)
-        job = Job({}, _not_prepared, time.monotonic() + timeout, prepare=entry.prepare)
+    async def run(self, pool: Pool, jobs: Sequence[Job], limit: float) -> Stages:
+        """Has all `jobs` done within `limit` seconds, or raises what the first to fail met: see `predict_many`."""
+        with pool.places(len(jobs)):
+            return await self._run(pool, jobs, limit)
+
+    def picture_job(
+        self, model: Model, picture: bytes | Image, finish: Finish, *, priority: int = DEFAULT_PRIORITY
+    ) -> Job:
+        """The job of an encoded picture, or of (H, W, 3) RGB pixels; `finish(outputs, geometry)` makes its answer.
+
+        Raises InvalidRequest for a model that takes no pictures.
+        """
+        if model.family is None:
+            raise InvalidRequest(
+                f"{model.name} takes tensors, not pictures: nothing says what kind of vision model it is",
+                hint=f"send its tensors to /v2/models/{model.name}/infer, or say task: and family: in its model.yaml",
+            )
+        entry = _Entry(model, model.family, picture, finish, self._max_pixels)
+        return Job({}, _not_prepared, prepare=entry.prepare, priority=priority)
+
+    def _jobs(self, model: Model, pictures: Sequence[bytes], ask: Ask) -> list[Job]:
+        check_options(model, ask.options)
+
+        def finish(outputs: Tensors, geometry: Geometry) -> Result:
+            assert model.family is not None
+            return model.family.finish(outputs, geometry, ask.options)
+
+        return [self.picture_job(model, picture, finish) for picture in pictures]
+
+    async def _run(self, pool: Pool, jobs: Sequence[Job], limit: float) -> Stages:
+        """For callers that have places."""
+        started = time.monotonic()
         try:
-            async with asyncio.timeout(timeout):
-                loop = asyncio.get_running_loop()
-                if model.pool.prepares or await loop.run_in_executor(self._stages, job.ready):
-                    model.pool.submit(job)
-                await _settled(job)
+            if not (len(jobs) == 1 and jobs[0].prepare is None and pool.run_at_once(jobs[0])):
+                await self._queued(pool, jobs, started, limit)
+            _raise_failure(jobs)
+        except VisionpoolError:
+            pool.statistics.failed(time.monotonic() - started)
+            raise
+        stages = _stages(jobs)
+        pool.statistics.succeeded(time.monotonic() - started, stages)
+        return stages
+
+    async def _queued(self, pool: Pool, jobs: Sequence[Job], started: float, limit: float) -> None:
+        """Returns once all jobs are done, or the first has failed. Raises DeadlineExceeded."""
+        waiter = _Waiter(jobs)
+        try:
+            async with asyncio.timeout(limit):
+                for job in jobs:
+                    job.deadline = started + limit
+                    self._enter(pool, job)
+                await waiter.settled
         except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {timeout:g} s", hint="raise timeout_ms, or send less") from error
+            raise DeadlineExceeded(f"no answer within {limit:g} s", hint="raise timeout_ms, or send less") from error
         finally:
-            job.give_up()  # where nobody waits any more; without effect on what is done
-        return Prediction(job.future.result(), _timings(job))
+            for job in jobs:
+                job.give_up()  # where nobody waits any more; without effect on what is done
+
+    def _enter(self, pool: Pool, job: Job) -> None:
+        """Queues a job, at once where the workers prepare or nothing is to be prepared, else from a stage thread."""
+        if job.prepare is None or pool.prepares:
+            pool.submit(job)
+        else:
+            self.stages.submit(_prepare_and_submit, pool, job)
 
     def close(self) -> None:
-        self._stages.shutdown(wait=False, cancel_futures=True)
+        self.stages.shutdown(wait=False, cancel_futures=True)
+
+
+def _raise_failure(jobs: Sequence[Job]) -> None:
+    """Raises what the first job to fail met, led by which picture it was where there are several."""
+    for index, job in enumerate(jobs):
+        error = None if job.future.cancelled() else job.future.exception()
+        if error is None:
+            continue
+        if len(jobs) > 1 and isinstance(error, VisionpoolError):
+            error.message = f"picture {index + 1} of {len(jobs)}: {error.message}"
+        raise error
+
+
+def _prepare_and_submit(pool: Pool, job: Job) -> None:
+    if job.ready():
+        try:
+            pool.submit(job)
+        except VisionpoolError as error:
+            job.fail(error)
 
 
 class _Entry:
     """How a picture gets in: decoded and prepared by `prepare`, which runs on a stage thread or a worker's."""
 
-    __slots__ = ("_ask", "_max_pixels", "_model", "_picture")
+    __slots__ = ("_family", "_finish", "_max_pixels", "_model", "_picture")
 
-    def __init__(self, model: Model, picture: bytes, ask: Ask, max_pixels: int) -> None:
+    def __init__(self, model: Model, family: Family, picture: bytes | Image, finish: Finish, max_pixels: int) -> None:
         self._model = model
+        self._family = family
         self._picture = picture
-        self._ask = ask
+        self._finish = finish
         self._max_pixels = max_pixels
 
     def prepare(self, job: Job) -> None:
         started = time.monotonic()
         if started >= job.deadline:
             raise DeadlineExceeded("the deadline passed before the picture was decoded")
-        family = self._model.family
-        fast = self._model.bundle.decode == "fast"
-        reduction = {"reduction": family.recipe.reduction} if fast else {}
-        image, geometry = decode_reduced(self._picture, max_pixels=self._max_pixels, **reduction)
+        image, geometry = self._decoded()
         decoded = time.monotonic()
-        prepared = family.prepare(image, geometry)
+        prepared = self._family.prepare(image, geometry)
         job.tensors = prepared.tensors
-        job.finish = partial(family.finish, geometry=prepared.geometry, options=self._ask.options)
+        job.finish = partial(self._finish, geometry=prepared.geometry)
         job.decode_s, job.prepare_s = decoded - started, time.monotonic() - decoded
+
+    def _decoded(self) -> tuple[Image, Geometry]:
+        if not isinstance(self._picture, bytes):
+            return self._picture, Geometry(*self._picture.shape[:2])
+        fast = self._model.bundle.decode == "fast"
+        reduction = {"reduction": self._family.recipe.reduction} if fast else {}
+        return decode_reduced(self._picture, max_pixels=self._max_pixels, **reduction)
+
+
+class _Waiter:
+    """`settled` is done once all of some jobs are, or the first of them has failed. (`asyncio.wrap_future` does more, at
+    several times the cost.)"""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.settled: asyncio.Future[None] = self._loop.create_future()
+        self._left = len(jobs)
+        self._lock = Lock()
+        for job in jobs:
+            job.future.add_done_callback(self._settle)
+
+    def _settle(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left and not future.cancelled() and future.exception() is None:
+                return
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if not self.settled.done():
+            self.settled.set_result(None)
 
 
 def _drawn(picture: bytes, result: Result, kind: PictureType, max_pixels: int) -> bytes:
     return encode(draw(decode(picture, max_pixels=max_pixels), result), kind)
 
 
-async def _settled(job: Job) -> None:
-    """Returns once the job has an answer or an error. (`asyncio.wrap_future` does more, at several times the cost.)"""
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    def settled(_: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(wake)
-
-    job.future.add_done_callback(settled)
-    await waiter
+def _timeout(model: Model, ask: Ask) -> float:
+    """Seconds."""
+    return ask.timeout or model.bundle.batching.timeout_ms / 1000
 
 
 def _not_prepared(_: Tensors) -> Result:
@@ -169,9 +252,22 @@ def _timings(job: Job) -> dict[str, float]:
     }
 
 
+def _stages(jobs: Sequence[Job]) -> Stages:
+    """Where the time of a request went; of several jobs the slowest in each stage."""
+    if len(jobs) == 1:
+        job = jobs[0]
+        return Stages(job.queue_s, job.decode_s + job.prepare_s, job.infer_s, job.finish_s)
+    return Stages(
+        max(job.queue_s for job in jobs),
+        max(job.decode_s + job.prepare_s for job in jobs),
+        max(job.infer_s for job in jobs),
+        max(job.finish_s for job in jobs),
+    )
+
+
 def check_options(model: Model, options: Options) -> None:
     """An option that means nothing to this kind of model is an error: silence would look like an effect."""
-    if options is NO_OPTIONS:
+    if options is NO_OPTIONS or model.family is None:
         return
     for name in options.given():
         if name not in model.family.accepts:

@@ -12,6 +12,7 @@ from visionpool_server.backends import Precision
 from visionpool_server.models.loader import Defaults
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+ModelControl = Literal["none", "explicit"]
 
 
 _SERVER, _MODELS, _LIMITS = "Server", "Models (what a model.yaml says wins)", "Limits"
@@ -30,7 +31,45 @@ GrpcPortFlag = Annotated[
         envvar="VISIONPOOL_GRPC_PORT",
         min=0,
         max=65535,
-        help="Kept for gRPC, which this version does not serve yet.",
+        help="For gRPC; 0 picks a free one.",
+        rich_help_panel=_SERVER,
+    ),
+]
+ConnectionAgeFlag = Annotated[
+    float | None,
+    typer.Option(
+        "--grpc-max-connection-age",
+        envvar="VISIONPOOL_GRPC_MAX_CONNECTION_AGE",
+        min=1,
+        help="Seconds after which gRPC clients are asked to connect anew, so that new replicas get their share. Unset: never.",
+        rich_help_panel=_SERVER,
+    ),
+]
+ControlFlag = Annotated[
+    ModelControl,
+    typer.Option(
+        "--model-control-mode",
+        envvar="VISIONPOOL_MODEL_CONTROL_MODE",
+        help="none: all models are loaded at the start, for good. explicit: clients load and unload them by KServe's "
+        "repository calls; at the start come those named by --load-model.",
+        rich_help_panel=_SERVER,
+    ),
+]
+LoadModelFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--load-model",
+        envvar="VISIONPOOL_LOAD_MODEL",
+        help="With explicit control: a model to load at the start, * for all. May be given again.",
+        rich_help_panel=_SERVER,
+    ),
+]
+TraceDirFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace-dir",
+        envvar="VISIONPOOL_TRACE_DIR",
+        help="Folder that KServe's trace settings may write to. Unset: tracing cannot be switched on.",
         rich_help_panel=_SERVER,
     ),
 ]
@@ -129,3 +168,7 @@ class Settings:
     max_body_bytes: int = 64 * 2**20
     body_timeout: float = 30.0  # seconds
     allow_urls: tuple[str, ...] = ()
+    grpc_max_connection_age: float | None = None  # seconds
+    model_control: ModelControl = "none"
+    load_models: tuple[str, ...] = ()  # with explicit control; * is all
+    trace_dir: Path | None = None

@@ -14,7 +14,7 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 from visionpool.errors import Cancelled, InvalidRequest, RequestTimeout, TooLarge, UnsupportedMedia
 
 from visionpool_server.api.budget import ByteBudget, Held
@@ -51,25 +51,31 @@ class JsonPictures(BaseModel):
 
 
 async def read_body(request: Request, limits: BodyLimits, held: Held) -> bytes:
-    """The whole body. Raises TooLarge before reading what declares itself too large, RequestTimeout for a slow one,
-    QueueFull where the server holds too many bytes already."""
-    declared = request.headers.get("content-length", "")
+    """The whole body, as `receive_body` says."""
+    return await receive_body(request.receive, request.headers.get("content-length", ""), limits, held)
+
+
+async def receive_body(receive: Receive, declared: str, limits: BodyLimits, held: Held) -> bytes:
+    """The whole body, of which `declared` is the Content-Length. Raises TooLarge before reading what declares itself too
+    large, RequestTimeout for a slow one, QueueFull where the server holds too many bytes already."""
     if declared.isdecimal() and int(declared) > limits.max_bytes:
-        raise _too_large(limits)
+        raise too_large(limits)
     chunks: list[bytes] = []
-    size = 0
+    size, more = 0, True
     try:
         async with asyncio.timeout(limits.timeout):
-            async for chunk in request.stream():
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Cancelled("the client went away")
+                chunk, more = message.get("body", b""), message.get("more_body", False)
                 size += len(chunk)
                 if size > limits.max_bytes:
-                    raise _too_large(limits)
+                    raise too_large(limits)
                 held.take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
         raise RequestTimeout(f"the request was not complete after {limits.timeout:g} s") from error
-    except ClientDisconnect as error:
-        raise Cancelled("the client went away") from error
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -170,7 +176,7 @@ def from_base64(text: str, where: str) -> bytes:
         raise InvalidRequest(f"{where} is not base64: {error}") from error
 
 
-def _too_large(limits: BodyLimits) -> TooLarge:
+def too_large(limits: BodyLimits) -> TooLarge:
     return TooLarge(
         f"the request is larger than {limits.max_bytes / 2**20:g} MiB",
         hint="send a smaller picture, or start the server with a larger --max-body-mb",

@@ -40,6 +40,7 @@ STATUS: dict[type[errors.VisionpoolError], Status] = {
     errors.DeadlineExceeded: Status(504, "DEADLINE_EXCEEDED"),
     errors.Unavailable: Status(503, "UNAVAILABLE"),
     errors.InferenceFailed: Status(500, "INTERNAL"),
+    errors.Unimplemented: Status(501, "UNIMPLEMENTED"),
     errors.InternalError: Status(500, "INTERNAL"),
     errors.SetupError: Status(500, "FAILED_PRECONDITION"),
     errors.InvalidModel: Status(500, "FAILED_PRECONDITION"),

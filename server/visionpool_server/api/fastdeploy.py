@@ -15,8 +15,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 from visionpool.errors import InvalidRequest
 
+from visionpool_server.api.answers import result_fields
 from visionpool_server.api.bodies import BodyLimits, from_base64, read_body
-from visionpool_server.api.http_vision import responses, result_fields, unless_gone
+from visionpool_server.api.http_vision import responses, unless_gone
 from visionpool_server.api.options import read_ask
 from visionpool_server.api.schemas import inlined
 from visionpool_server.service import Service

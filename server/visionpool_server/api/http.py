@@ -14,6 +14,8 @@ from visionpool_server.api import errors
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.fastdeploy import FastDeployApi
 from visionpool_server.api.http_vision import VisionApi
+from visionpool_server.api.kserve.http import KserveApi
+from visionpool_server.api.kserve.protocol import Kserve
 from visionpool_server.api.shortcut import ShortCut
 from visionpool_server.api.urls import UrlFetcher
 from visionpool_server.api.wire import HeadAsGet, UnreadBodies
@@ -22,15 +24,19 @@ from visionpool_server.service import Service
 _DESCRIPTION = "Pictures in, typed results out. Boxes and points are pixels of the original picture, x right, y down."
 
 
-def build_http(service: Service, limits: BodyLimits, urls: UrlFetcher, ready: Callable[[], bool]) -> ASGIApp:
+def build_http(
+    service: Service, kserve: Kserve, limits: BodyLimits, urls: UrlFetcher, ready: Callable[[], bool]
+) -> ASGIApp:
     """`ready()`: whether all models are loaded, and the server is not stopping."""
+    api = KserveApi(kserve, limits)
     vision = VisionApi(service, limits, urls)
     app = FastAPI(title="visionpool", version=version("visionpool"), description=_DESCRIPTION, redirect_slashes=False)
     errors.install(app)
     app.include_router(_health(ready))
     app.include_router(vision.router())
     app.include_router(FastDeployApi(service, limits).router())
-    return HeadAsGet(UnreadBodies(ShortCut(app, vision.predict)))
+    app.include_router(api.router())
+    return HeadAsGet(UnreadBodies(ShortCut(app, vision.predict, api.inference)))
 
 
 def _health(ready: Callable[[], bool]) -> APIRouter:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from visionpool.errors import Cancelled, InvalidRequest
-from visionpool.results import Result
 
+from visionpool_server.api.answers import describe, result_fields, slowest, summary
 from visionpool_server.api.bodies import BodyLimits, JsonPictures, read_pictures
 from visionpool_server.api.options import PredictOptions, read_ask
 from visionpool_server.api.schemas import (
@@ -52,6 +52,7 @@ class VisionApi:
         ask = read_ask(said)
         with self.limits.budget.hold() as held:
             pictures = await read_pictures(request, self.limits, self.urls, held)
+            model = self.service.models.get(model.name)  # it may have been loaded anew while the body came
             if picture_type:
                 return await self._drawn(request, model, pictures, ask, picture_type)
             predictions = await unless_gone(request, self.service.predict_many(model, pictures, ask))
@@ -69,7 +70,7 @@ class VisionApi:
         return Response(body, 200, {"Server-Timing": server_timing([prediction])}, f"image/{kind}")
 
     async def models(self) -> Response:
-        return _json({"models": [_summary(model) for model in self.service.models]})
+        return _json({"models": [summary(model) for model in self.service.models]})
 
     async def model(self, model: str) -> Response:
         return _json(describe(self.service.models.get(model)))
@@ -137,18 +138,6 @@ def server_timing(predictions: Sequence[Prediction]) -> str:
     return ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in slowest(predictions).items())
 
 
-def slowest(predictions: Sequence[Prediction]) -> Mapping[str, float]:
-    """Milliseconds per stage, of several pictures the slowest."""
-    if len(predictions) == 1:
-        return predictions[0].timings
-    return {stage: max(p.timings[stage] for p in predictions) for stage in predictions[0].timings}
-
-
-def result_fields(result: Result) -> dict[str, Any]:
-    """What `Result.to_dict` gives, without copying: orjson writes tuples and dataclasses as they are."""
-    return {"type": result.type, **{field.name: getattr(result, field.name) for field in fields(result)}}
-
-
 def _encoded(model: Model, predictions: Sequence[Prediction]) -> bytes:
     return orjson.dumps(
         {
@@ -176,52 +165,6 @@ def _wanted_picture(accept: str | None) -> PictureType | None:
 
 def _json(value: object) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
-
-
-def _summary(model: Model) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "version": model.version,
-        "task": model.task,
-        "family": model.family_name,
-        "state": "ready",
-    }
-
-
-def describe(model: Model) -> dict[str, Any]:
-    """All that is known of a model, as JSON values."""
-    groups: list[dict[str, Any]] = []
-    for (engine, count), placement in zip(model.pool.engines, model.pool.placements, strict=True):
-        groups.append(
-            {
-                "backend": placement.backend,
-                "device": placement.device,
-                "precision": placement.precision,
-                "count": count,
-                "max_batch_size": engine.max_batch_size,
-                "batch_sizes": list(engine.batch_sizes),
-                "operators": {device: list(kinds) for device, kinds in placement.devices.items()},
-            }
-        )
-    batching = model.bundle.batching
-    return {
-        **_summary(model),
-        "source": model.source,
-        "labels": list(model.family.labels),
-        "options": sorted(model.family.accepts),
-        "defaults": model.family.defaults.given(),
-        "inputs": [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in model.signature.inputs],
-        "outputs": [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in model.signature.outputs],
-        "device": ", ".join(dict.fromkeys(group["device"] for group in groups)),
-        "precision": ", ".join(dict.fromkeys(group["precision"] for group in groups)),
-        "workers": groups,
-        "batching": {
-            "max_queue_size": batching.max_queue_size,
-            "max_queue_delay_us": batching.max_queue_delay_us,
-            "timeout_ms": batching.timeout_ms,
-        },
-        "restarts": model.pool.restarts,
-    }
 
 
 _PREDICT_TEXT = """The body is the picture itself (`image/*`), a multipart form with one or more `image` parts, or JSON

@@ -5,12 +5,13 @@ A new backend is one file here and one line in BACKENDS. Backends never import e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+import numpy as np
 from numpy.typing import NDArray
 from visionpool.errors import BackendUnavailable, InvalidModel
 
@@ -23,18 +24,41 @@ Layout = Literal["NCHW", "NHWC"]
 BACKENDS = {
     "openvino": "visionpool_server.backends.openvino:OpenVinoBackend",
     "onnxruntime": "visionpool_server.backends.onnxruntime:OnnxRuntimeBackend",
+    "remote": "visionpool_server.backends.remote:RemoteBackend",
     "fake": "visionpool_server.backends.fake:FakeBackend",
 }
-_EXTRAS = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
+_EXTRAS = {"openvino": "server,openvino", "onnxruntime": "server,onnxruntime", "remote": "server"}
+DTYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64", "bfloat16", "bytes"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from: a file or folder of weights, or (backend: remote) a server and the model's name there."""
+
+    weights: Path | None = None
+    url: str | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor as the model's file declares it. A dimension of None is dynamic. `dtype`: a NumPy name."""
+    """A tensor as the model's file declares it. A dimension of None is dynamic, a shape of None has any rank.
+
+    `dtype`: one of DTYPES, which are NumPy's names, "bfloat16" (ml_dtypes' type) and "bytes" (strings, as an object array of
+    Python bytes); or the runtime's own name for a type that arrays do not have.
+    """
 
     name: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int | None, ...] | None
     dtype: str
+
+    @property
+    def rank(self) -> int:
+        """How many dimensions it has; 0 for a scalar, and where the file leaves that open."""
+        return len(self.shape or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +82,11 @@ class ImageInput:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load a model. `contexts` None: as many as the device runs best; `batch_sizes` empty: the device's habit."""
+    """How to load a model. `contexts` None: as many as the device runs best; `batch_sizes` empty: the device's habit.
+
+    `image` None: the engine takes the model's own tensors, as in its file. It then joins nothing unless `max_batch_size` or
+    `batch_sizes` say so.
+    """
 
     image: ImageInput | None = None
     device: str = "CPU"
@@ -86,7 +114,10 @@ class Context(Protocol):
     """What one worker thread uses. Not thread-safe."""
 
     def infer(self, batch: Tensors) -> Tensors:
-        """Runs one batch. The outputs may be views that the next call overwrites: use them up before."""
+        """Runs one batch of C-contiguous arrays, which may be read-only.
+
+        The outputs may be views that the next call overwrites: use them up before.
+        """
 
 
 class Engine(Protocol):
@@ -97,11 +128,19 @@ class Engine(Protocol):
         """How many contexts to clone for the best throughput."""
 
     @property
+    def batched(self) -> bool:
+        """Whether the first dimension of every input and output is the batch, to join and split along.
+
+        False: what comes is run whole and alone, in the very shape that it has.
+        """
+
+    @property
     def batch_sizes(self) -> tuple[int, ...]:
         """The batch sizes it takes, ascending; a batch in between is padded. Empty: any size up to `max_batch_size`."""
 
     @property
-    def max_batch_size(self) -> int: ...
+    def max_batch_size(self) -> int:
+        """How many rows to join at most. With the model's own tensors and no `batch_sizes`, one call may bring more."""
 
     @property
     def on_cpu(self) -> bool:
@@ -116,10 +155,10 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    def read(self, weights: Path | None) -> Signature:
+    def read(self, source: Source) -> Signature:
         """Reads a file without loading it onto a device. Raises InvalidModel."""
 
-    def load(self, weights: Path | None, options: LoadOptions) -> Engine:
+    def load(self, source: Source, options: LoadOptions) -> Engine:
         """Loads, compiles and runs once. Raises InvalidModel, BackendUnavailable."""
 
 
@@ -133,5 +172,27 @@ def get_backend(name: str) -> Backend:
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"the {name} backend needs the Python package {error.name!r}",
-            hint=f"pip install 'visionpool[server,{_EXTRAS.get(name, name)}]'",
+            hint=f"pip install 'visionpool[{_EXTRAS.get(name, 'server')}]'",
         ) from error
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy type of arrays whose spec says `name`, one of DTYPES."""
+    if name == "bfloat16":
+        import_module("ml_dtypes")  # it teaches NumPy the name
+    return np.dtype(object if name == "bytes" else name)
+
+
+def zeros(shape: Sequence[int], dtype: str) -> NDArray[Any]:
+    """An array of nothing: zeros, False, or empty strings."""
+    return np.full(shape, b"", object) if dtype == "bytes" else np.zeros(shape, numpy_dtype(dtype))
+
+
+def refuse_unknown_types(signature: Signature) -> None:
+    """Raises InvalidModel for tensors of a type that no array has: they cannot be served as they are."""
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype not in DTYPES:
+            raise InvalidModel(
+                f"tensor {spec.name!r} is of type {spec.dtype}, which cannot be sent",
+                hint=f"export it as one of {', '.join(DTYPES)}",
+            )

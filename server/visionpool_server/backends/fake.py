@@ -1,7 +1,9 @@
 """A runtime with no model, for tests of everything around one: a settable latency, and faults on demand.
 
 It answers (N, 3): each picture's mean red, green and blue as shares of their sum, so that every answer can be held
-against the very picture that was sent. `runtime.options` in model.yaml:
+against the very picture that was sent. Without an image in its options it takes float32 (N, 3, H, W) instead.
+
+`runtime.options` in model.yaml:
 
     load_ms: 500       takes so long to load
     latency_ms: 20     sleeps so long for every batch
@@ -15,14 +17,13 @@ against the very picture that was sent. `runtime.options` in model.yaml:
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionpool_server.backends import LoadOptions, Placement, Signature, Tensors, TensorSpec
+from visionpool_server.backends import LoadOptions, Placement, Signature, Source, Tensors, TensorSpec
 
 
 class WorkerKilled(BaseException):
@@ -30,13 +31,13 @@ class WorkerKilled(BaseException):
 
 
 class FakeBackend:
-    def read(self, weights: Path | None) -> Signature:  # noqa: ARG002  there is no file
+    def read(self, source: Source) -> Signature:  # noqa: ARG002  there is no file
         return Signature(
             (TensorSpec("images", (None, 3, None, None), "float32"),),
             (TensorSpec("output0", (None, 3), "float32"),),
         )
 
-    def load(self, weights: Path | None, options: LoadOptions) -> FakeEngine:  # noqa: ARG002  there is no file
+    def load(self, source: Source, options: LoadOptions) -> FakeEngine:  # noqa: ARG002  there is no file
         time.sleep(float(options.options.get("load_ms", 0)) / 1000)
         return FakeEngine(options)
 
@@ -45,6 +46,7 @@ class FakeEngine:
     def __init__(self, options: LoadOptions) -> None:
         self.contexts = options.contexts or 2
         self.on_cpu = bool(options.options.get("on_cpu"))  # it sleeps, as a thread does that waits for an accelerator
+        self.batched = True
         self.batch_sizes = options.batch_sizes
         self.max_batch_size = max(options.batch_sizes or (options.max_batch_size or 1,))
         self._options = options.options
@@ -55,7 +57,7 @@ class FakeEngine:
     def clone(self) -> FakeContext:
         return FakeContext(self)
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, images: NDArray[Any]) -> NDArray[np.float32]:
         with self._lock:
             self.batches.append(len(images))
         time.sleep(float(self._options.get("latency_ms", 0)) / 1000)
@@ -93,4 +95,5 @@ class FakeContext:
         self._engine = engine
 
     def infer(self, batch: Tensors) -> Tensors:
-        return {"output0": self._engine.run(batch["images"])}
+        images = batch["images"]  # (N, H, W, 3) uint8, or its own (N, 3, H, W) float32
+        return {"output0": self._engine.run(images if images.dtype == np.uint8 else np.moveaxis(images, 1, -1))}

@@ -38,6 +38,10 @@ def serve(
     host: flags.HostFlag = "127.0.0.1",
     http_port: flags.HttpPortFlag = 8000,
     grpc_port: flags.GrpcPortFlag = 8001,
+    grpc_max_connection_age: flags.ConnectionAgeFlag = None,
+    model_control_mode: flags.ControlFlag = "none",
+    load_model: flags.LoadModelFlag = None,
+    trace_dir: flags.TraceDirFlag = None,
     device: flags.DeviceFlag = "CPU",
     workers: flags.WorkersFlag = None,
     precision: flags.PrecisionFlag = None,
@@ -49,7 +53,7 @@ def serve(
     allow_urls: flags.AllowUrlsFlag = None,
     log_level: flags.LogLevelFlag = "info",
 ) -> None:
-    """Serve models over HTTP until SIGTERM or Ctrl-C."""
+    """Serve models over HTTP and gRPC until SIGTERM or Ctrl-C."""
     from visionpool_server.app import App
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -66,6 +70,10 @@ def serve(
         max_body_bytes=max_body_mb * 2**20,
         body_timeout=body_timeout,
         allow_urls=tuple(allow_urls or ()),
+        grpc_max_connection_age=grpc_max_connection_age,
+        model_control=model_control_mode,
+        load_models=tuple(load_model or ()),
+        trace_dir=trace_dir,
     )
     progress = _Progress()
     App(wanted, on_loaded=progress.loaded, on_ready=progress.ready).run()
@@ -88,11 +96,17 @@ class _Progress:
             f"  {model.name}  {model.task} ({model.family_name}, from {model.source})  {'; '.join(places)}",
             markup=False,
         )
+        if model.advice:
+            self._console.print(f"      {model.advice}", markup=False, style="yellow")
 
-    def ready(self, url: str) -> None:
+    def ready(self, url: str, grpc_address: str) -> None:
         name = self._first.name if self._first else "MODEL"
         self._console.print(f"visionpool is ready at {url}", style="bold green")
+        self._console.print(f"  gRPC                {grpc_address}")
         self._console.print(f"  API documentation   {url}/docs")
+        if self._first is None or self._first.family is None:
+            self._console.print(f"  metadata            curl {url}/v2/models/{name}")
+            return
         self._console.print(
             f"  try it              curl --data-binary @picture.jpg -H 'Content-Type: image/jpeg' {url}/v1/models/{name}/predict"
         )

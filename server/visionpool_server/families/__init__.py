@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any, Literal, Protocol, cast
 
+import numpy as np
 from numpy.typing import NDArray
 from visionpool.errors import InvalidModel, InvalidOption
 from visionpool.results import Result
@@ -95,12 +96,20 @@ class Family(Protocol):
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
         """The outputs of each of the `count` pictures of a batch."""
 
+    def join(self, parts: Sequence[Tensors]) -> Tensors:
+        """The inverse of `split`: the outputs of some pictures as those of one batch."""
+
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> Result: ...
 
 
 def split_by_row(outputs: Tensors, count: int) -> list[Tensors]:
     """The usual split: row i of each output belongs to picture i."""
     return [{name: value[i] for name, value in outputs.items()} for i in range(count)]
+
+
+def join_rows(parts: Sequence[Tensors]) -> Tensors:
+    """The inverse of `split_by_row`."""
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
 
 def canonical(family: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from visionpool.results import DetectionResult
 
-from visionpool_server.families import Options, Prepared, Tensors, class_ids, label_of, split_by_row
+from visionpool_server.families import Options, Prepared, Tensors, class_ids, join_rows, label_of, split_by_row
 from visionpool_server.imaging.recipe import Geometry, Image, Recipe
 
 MAX_CANDIDATES = 30_000  # Ultralytics' `max_nms`: bounds the time that one hostile threshold can take
@@ -35,6 +35,9 @@ class CandidateDetector:
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
         return split_by_row(outputs, count)
+
+    def join(self, parts: Sequence[Tensors]) -> Tensors:
+        return join_rows(parts)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
         """Outputs: one picture's rows, without the batch dimension."""

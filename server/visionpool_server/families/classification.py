@@ -16,6 +16,7 @@ from visionpool_server.families import (
     Tensors,
     class_ids,
     image_input,
+    join_rows,
     label_of,
     picture_shape,
     split_by_row,
@@ -47,6 +48,9 @@ class Classification:
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
         return split_by_row(outputs, count)
+
+    def join(self, parts: Sequence[Tensors]) -> Tensors:
+        return join_rows(parts)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> ClassifyResult:  # noqa: ARG002  a protocol's signature
         """The `top_k` best classes over `score_threshold`, of those in `classes`."""

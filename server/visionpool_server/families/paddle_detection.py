@@ -59,7 +59,14 @@ class PaddleDetection:
         packed = int(counts.sum()) == len(rows)
         share = len(rows) // len(counts)
         starts = np.cumsum(counts) - counts if packed else np.arange(len(counts)) * share
-        return [{self._rows: rows[start : start + n]} for start, n in zip(starts[:count], counts[:count], strict=True)]
+        return [
+            {self._rows: rows[start : start + n], self._counts: np.asarray(n)}
+            for start, n in zip(starts[:count], counts[:count], strict=True)
+        ]
+
+    def join(self, parts: Sequence[Tensors]) -> Tensors:
+        joined = {self._rows: np.concatenate} | {self._counts: np.stack}
+        return {name: joined[name]([part[name] for part in parts]) for name in parts[0]}
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
         chosen = options.over(self.defaults)

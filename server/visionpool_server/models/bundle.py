@@ -17,6 +17,7 @@ Task = Literal["classification", "detection", "segmentation", "ocr", "tensor"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
 Dimension = Annotated[int, Field(ge=-1, le=2**31 - 1)]  # -1 or 0: left dynamic
+Url = Annotated[str, Field(pattern=r"^grpcs?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")]
 _TAG = "#"  # marks which form of a value was meant; no part of a key's path
 
 
@@ -28,6 +29,8 @@ class Runtime(_Part):
     """Which runtime, on which device, and how. `options`: the runtime's own properties, passed through."""
 
     backend: str | None = None
+    url: Url | None = None  # of the server that runs it, with backend: remote
+    model: str | None = Field(None, min_length=1)  # its name there, if it is another
     device: str | None = None
     precision: Precision | None = None
     shapes: dict[str, tuple[Dimension, ...]] = {}
@@ -94,6 +97,8 @@ class Bundle(_Part):
     preprocess: tuple[dict[str, Any] | str, ...] | None = None  # a step without arguments is just its name
     decode: Literal["exact", "fast"] = "exact"  # fast: JPEGs over twice the model's size are decoded smaller
     postprocess: Postprocess = Postprocess()
+    aliases: dict[str, str] = {}  # other names for inputs, outputs and `result`, for clients that ask for tensors
+    raw_pictures: Literal["rgb", "bgr"] = "rgb"  # channel order of pictures that come as raw pixels
 
     @classmethod
     def checked(cls, source: object, data: dict[str, Any]) -> Self:
@@ -104,11 +109,17 @@ class Bundle(_Part):
             raise InvalidModel(f"{source}: {_explained(error)}") from error
 
     @model_validator(mode="after")
-    def _known_names(self) -> Self:
+    def _makes_sense(self) -> Self:
         if self.family is not None and self.family not in {**FAMILIES, **ALIASES}:
             raise ValueError(f"family: unknown {self.family!r}; allowed: {', '.join([*FAMILIES, *ALIASES])}")
-        if self.runtime.backend is not None and self.runtime.backend not in BACKENDS:
-            raise ValueError(f"runtime.backend: unknown {self.runtime.backend!r}; allowed: {', '.join(BACKENDS)}")
+        runtime = self.runtime
+        if runtime.backend is not None and runtime.backend not in BACKENDS:
+            raise ValueError(f"runtime.backend: unknown {runtime.backend!r}; allowed: {', '.join(BACKENDS)}")
+        if runtime.backend == "remote" and runtime.url is None:
+            raise ValueError("runtime.backend: remote needs the server's address; say runtime.url: grpc://HOST:PORT")
+        if runtime.backend != "remote" and (runtime.url or runtime.model):
+            key = "url" if runtime.url else "model"
+            raise ValueError(f"runtime.{key} means nothing without runtime.backend: remote")
         return self
 
     def over(self, found: Bundle) -> Bundle:

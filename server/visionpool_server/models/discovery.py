@@ -55,7 +55,7 @@ def _map_from(path: Path) -> dict[str, Any]:
 
 def guess_family(signature: Signature, classes: int | None) -> str | None:
     """A detector's family by its tensors alone, or None. `classes`: their number, where it is known."""
-    outputs = [spec.shape for spec in signature.outputs]
+    outputs = [spec.shape or () for spec in signature.outputs]
     inputs = {spec.name for spec in signature.inputs}
     if "scale_factor" in inputs and sorted(map(len, outputs)) == [1, 2]:
         return "paddle_detection"
@@ -73,7 +73,7 @@ def guess_family(signature: Signature, classes: int | None) -> str | None:
 
 def _cells(signature: Signature) -> int:
     """How many cells the finest grid, of stride 8, has on the model's picture; 0 where its size is open."""
-    sizes = [picture_shape(spec.shape).size for spec in signature.inputs if len(spec.shape) == 4]
+    sizes = [picture_shape(spec.shape).size for spec in signature.inputs if spec.shape and spec.rank == 4]
     if len(sizes) != 1 or sizes[0] is None:
         return 0
     height, width = sizes[0]
@@ -87,14 +87,14 @@ def _ultralytics(data: Mapping[str, Any], signature: Signature, source: str) -> 
     if not isinstance(task, str) or task not in _ULTRALYTICS_TASKS:
         raise InvalidModel(
             f"the export's task is {task!r}, which is not served yet",
-            hint=f"served: {', '.join(_ULTRALYTICS_TASKS)}",
+            hint=f"served: {', '.join(_ULTRALYTICS_TASKS)}; with task: tensor in a model.yaml, any as plain tensors",
         )
     family = "classification" if task == "classify" else guess_family(signature, len(labels))
     if family is None:
         raise InvalidModel(
             f"the export names {len(labels)} classes, but its outputs fit neither YOLOv5 nor YOLOv8: "
             f"{[spec.shape for spec in signature.outputs]}",
-            hint="export it without NMS",
+            hint="export it without NMS; or say task: tensor in a model.yaml, for its plain tensors",
         )
     size = data.get("imgsz")
     found: dict[str, Any] = {
@@ -107,7 +107,7 @@ def _ultralytics(data: Mapping[str, Any], signature: Signature, source: str) -> 
 
 
 def _fixed_size(signature: Signature) -> tuple[int, int] | None:
-    sizes = [picture_shape(spec.shape).size for spec in signature.inputs if len(spec.shape) == 4]
+    sizes = [picture_shape(spec.shape).size for spec in signature.inputs if spec.shape and spec.rank == 4]
     return sizes[0] if len(sizes) == 1 else None
 
 

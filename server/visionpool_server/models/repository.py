@@ -35,6 +35,13 @@ class Repository:
             raise ModelNotFound(f"{name} has no version {version!r}", hint=f"served: version {model.version}")
         return model
 
+    def remove(self, name: str) -> Model:
+        """Takes a model out at once; its caller closes it. Raises ModelNotFound."""
+        model = self._models.pop(name, None)
+        if model is None:
+            raise ModelNotFound(f"no model {name!r}", hint=f"served: {', '.join(self._models) or 'none'}")
+        return model
+
     def add(self, model: Model) -> None:
         if model.name in self._models:
             raise InvalidModel(
@@ -44,10 +51,17 @@ class Repository:
         model.pool.start()
         self._models[model.name] = model
 
+    def replace(self, model: Model) -> Model | None:
+        """Takes a model in at the place of the one of its name, which its caller closes. Nobody finds none meanwhile."""
+        model.pool.start()
+        old = self._models.get(model.name)
+        self._models[model.name] = model
+        return old
+
     def close(self) -> None:
         while self._models:
             _, model = self._models.popitem()
-            model.pool.close()
+            model.close()
 
 
 def locate(paths: Iterable[Path]) -> list[ModelFiles]:

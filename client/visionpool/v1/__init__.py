@@ -1,0 +1,1 @@
+"""The typed service over gRPC, generated from protos/visionpool/v1/vision.proto by scripts/protos."""

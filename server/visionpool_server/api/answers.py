@@ -1,0 +1,77 @@
+"""What is answered about predictions and models, whatever the transport: plain values, ready to be written as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from visionpool.results import Result
+
+from visionpool_server.backends import TensorSpec
+from visionpool_server.models.loader import Model
+from visionpool_server.service import Prediction
+
+
+def slowest(predictions: Sequence[Prediction]) -> Mapping[str, float]:
+    """Milliseconds per stage, of several pictures the slowest."""
+    if len(predictions) == 1:
+        return predictions[0].timings
+    return {stage: max(p.timings[stage] for p in predictions) for stage in predictions[0].timings}
+
+
+def result_fields(result: Result) -> dict[str, Any]:
+    """What `Result.to_dict` gives, without copying: orjson writes tuples and dataclasses as they are."""
+    return {"type": result.type, **{field.name: getattr(result, field.name) for field in fields(result)}}
+
+
+def summary(model: Model) -> dict[str, Any]:
+    """A model in a few words."""
+    return {
+        "name": model.name,
+        "version": model.version,
+        "task": model.task,
+        "family": model.family_name,
+        "state": "ready",
+    }
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """All that is known of a model, as JSON values."""
+    groups: list[dict[str, Any]] = []
+    for (engine, count), placement in zip(model.pool.engines, model.pool.placements, strict=True):
+        groups.append(
+            {
+                "backend": placement.backend,
+                "device": placement.device,
+                "precision": placement.precision,
+                "count": count,
+                "max_batch_size": engine.max_batch_size,
+                "batch_sizes": list(engine.batch_sizes),
+                "operators": {device: list(kinds) for device, kinds in placement.devices.items()},
+            }
+        )
+    batching = model.bundle.batching
+    return {
+        **summary(model),
+        "source": model.source,
+        "labels": list(model.labels),
+        "options": sorted(model.family.accepts) if model.family else [],
+        "defaults": model.family.defaults.given() if model.family else {},
+        "inputs": [_tensor(spec) for spec in model.signature.inputs],
+        "outputs": [_tensor(spec) for spec in model.signature.outputs],
+        "device": ", ".join(dict.fromkeys(group["device"] for group in groups)),
+        "precision": ", ".join(dict.fromkeys(group["precision"] for group in groups)),
+        "workers": groups,
+        "batching": {
+            "max_queue_size": batching.max_queue_size,
+            "max_queue_delay_us": batching.max_queue_delay_us,
+            "timeout_ms": batching.timeout_ms,
+        },
+        "restarts": model.pool.restarts,
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    shape = None if spec.shape is None else list(spec.shape)
+    return {"name": spec.name, "shape": shape, "dtype": spec.dtype}

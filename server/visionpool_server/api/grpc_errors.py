@@ -1,0 +1,71 @@
+"""Our errors as gRPC says them, by the one table in `errors.py`; for every handler of every service."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+import orjson
+from visionpool.errors import InternalError, QueueFull, Unavailable, VisionpoolError
+
+from visionpool_server.api.errors import STATUS
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")  # of a stream, the iterator of its messages
+Answer = TypeVar("Answer")
+Servicer = TypeVar("Servicer")
+Handler = Callable[[Servicer, Request, Context], Awaitable[Answer]]
+
+ERROR_KEY = "visionpool-error-bin"  # trailing metadata: JSON, in UTF-8
+_LONGEST = 500  # characters of a text: all metadata together must stay under 8 KiB, or clients refuse the answer
+_CODES = {kind: grpc.StatusCode[status.grpc] for kind, status in STATUS.items()}
+
+
+def answered(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, Request, Answer]:
+    """Around a handler that raises our errors: each ends the call with its status. What nobody foresaw is logged, and
+    the caller learns no more than that it was ours."""
+
+    @wraps(handler)
+    async def answer(servicer: Servicer, request: Request, context: Context) -> Answer:
+        try:
+            return await handler(servicer, request, context)
+        except VisionpoolError as error:
+            refused = error
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            log.error("%s failed", handler.__qualname__, exc_info=error)
+            refused = unforeseen()
+        await context.abort(_CODES[type(refused)], _short(str(refused)), ((ERROR_KEY, packed(refused)),))
+        raise AssertionError("abort() raises")
+
+    return answer
+
+
+def unforeseen() -> InternalError:
+    """What a caller is told of an error that nobody foresaw."""
+    return InternalError("an error of ours", hint="the server's log has the reason")
+
+
+def packed(error: VisionpoolError) -> bytes:
+    """The error as JSON: code, message, hint, and retry_after where the same request may succeed later."""
+    told = {"code": error.code, "message": _short(error.message), "hint": error.hint and _short(error.hint)}
+    seconds = retry_after(error)
+    return orjson.dumps(told if seconds is None else {**told, "retry_after": seconds})
+
+
+def retry_after(error: VisionpoolError) -> float | None:
+    """Seconds after which the same request may succeed, None where that does not help."""
+    if isinstance(error, QueueFull):
+        return error.retry_after
+    return 1.0 if isinstance(error, Unavailable) else None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -1,0 +1,198 @@
+"""What the server and its models say of themselves over KServe v2: metadata, configuration and statistics.
+
+The metadata list the model's own tensors and nothing else, as clients that read them expect (Triton's image_client takes one
+input and one output). The further ways in and out of a vision model are in `model_properties`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as mc
+from tritonclient.grpc import service_pb2 as pb
+
+from visionpool_server.api.kserve.contract import RESULT, Contract, Port
+from visionpool_server.api.kserve.shared_memory import SEGMENTS
+from visionpool_server.backends import Engine
+from visionpool_server.batching import DEFAULT_PRIORITY, PRIORITY_LEVELS
+from visionpool_server.families import picture_shape
+from visionpool_server.models.loader import Model
+from visionpool_server.statistics import BatchStatistics, Snapshot
+
+_ALWAYS = (
+    *("classification", "model_repository", "schedule_policy", "model_configuration", "binary_tensor_data"),
+    *("parameters", "statistics", "logging"),
+)
+_COMPUTE = ("compute_input", "compute_infer", "compute_output")
+_STAGES = ("success", "fail", "queue", *_COMPUTE)
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}  # Triton's names; OpenVINO's is the backend's, whatever it read
+_GPU = re.compile(r"(?:GPU|cuda)(?:[.:](\d+))?", re.IGNORECASE)
+
+
+def server_metadata(*, tracing: bool) -> Any:
+    """Name, version and the extensions that work; `tracing`: whether trace files can be written."""
+    extensions = [*_ALWAYS]
+    if SEGMENTS.is_dir():
+        extensions.append("system_shared_memory")
+    if tracing:
+        extensions.append("trace")
+    return pb.ServerMetadataResponse(name="visionpool", version=version("visionpool"), extensions=extensions)
+
+
+def model_metadata(model: Model) -> Any:
+    """The model's own tensors. -1 is a free dimension, the batch among them; a scalar's shape is empty, and so is one of free
+    rank."""
+    contract, batched = Contract(model), _max_batch_size(model) > 0
+    return pb.ModelMetadataResponse(
+        name=model.name,
+        versions=[model.version],
+        platform=_platform(model),
+        inputs=[_tensor(port, batched=batched) for port in contract.inputs.values()],
+        outputs=[_tensor(port, batched=batched) for port in contract.outputs.values()],
+    )
+
+
+def model_properties(model: Model) -> dict[str, str]:
+    """What the metadata have no field for: the task, and for a vision model how pictures go in and results come out."""
+    contract = Contract(model)
+    properties = {"task": model.task, "labels_count": str(len(model.labels))}
+    if contract.picture is not None:
+        ways = ["UINT8 [N,H,W,3] or [H,W,3]: raw pictures"]
+        if contract.inputs[contract.picture].datatype != "BYTES":
+            ways.insert(0, "BYTES [N] or [N,1]: encoded pictures")
+        properties |= {
+            "picture_input": contract.picture,
+            "picture_datatypes": "; ".join(ways),
+            "picture_color": model.bundle.raw_pictures,
+        }
+        if RESULT not in contract.outputs:
+            properties["result_output"] = f"{RESULT}: BYTES, each picture's result as JSON"
+    if model.bundle.aliases:
+        properties["aliases"] = json.dumps(dict(model.bundle.aliases))
+    return properties
+
+
+def model_config(model: Model) -> Any:
+    """How the model is run, in Triton's terms: where it is batched, dims leave the batch dimension out.
+
+    A scalar has no dims (Triton's own files say [1] and reshape it); a tensor of free rank has none either.
+    """
+    contract, limit = Contract(model), _max_batch_size(model)
+    config = mc.ModelConfig(
+        name=model.name,
+        platform=_platform(model),
+        backend=model.pool.placements[0].backend,
+        version_policy=mc.ModelVersionPolicy(latest=mc.ModelVersionPolicy.Latest(num_versions=1)),
+        max_batch_size=limit,
+        input=[_input(port, contract, batched=limit > 0) for port in contract.inputs.values()],
+        output=[_output(port, batched=limit > 0) for port in contract.outputs.values()],
+        instance_group=[_group(model, i) for i in range(len(model.pool.engines))],
+        dynamic_batching=_batching(model) if limit else None,
+    )
+    for name, value in model_properties(model).items():
+        config.parameters[name].string_value = value
+    return pb.ModelConfigResponse(config=config)
+
+
+def statistics(models: Iterable[Model]) -> Any:
+    """What each model has done since it was loaded. There is no cache of responses: its counts stay 0."""
+    return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in models])
+
+
+def _max_batch_size(model: Model) -> int:
+    """How many rows are joined at most; 0 where the tensors have no batch dimension."""
+    engines = [engine for engine, _ in model.pool.engines]
+    return max(engine.max_batch_size for engine in engines) if all(engine.batched for engine in engines) else 0
+
+
+def _platform(model: Model) -> str:
+    backend = model.pool.placements[0].backend
+    return _PLATFORMS.get(backend, backend)
+
+
+def _tensor(port: Port, *, batched: bool) -> Any:
+    shape = port.shown(batched=batched)
+    return pb.ModelMetadataResponse.TensorMetadata(name=port.name, datatype=port.datatype, shape=shape)
+
+
+def _dims(port: Port, *, batched: bool) -> list[int]:
+    return port.shown(batched=batched)[1 if batched else 0 :]
+
+
+def _data_type(port: Port) -> int:
+    number: int = mc.DataType.Value("TYPE_STRING" if port.datatype == "BYTES" else f"TYPE_{port.datatype}")
+    return number
+
+
+def _input(port: Port, contract: Contract, *, batched: bool) -> Any:
+    made = mc.ModelInput(name=port.name, data_type=_data_type(port), dims=_dims(port, batched=batched))
+    if port.name == contract.picture and port.shape is not None:
+        made.format = mc.ModelInput.Format.Value(f"FORMAT_{picture_shape(port.shape).layout}")
+    return made
+
+
+def _output(port: Port, *, batched: bool) -> Any:
+    return mc.ModelOutput(name=port.name, data_type=_data_type(port), dims=_dims(port, batched=batched))
+
+
+def _batching(model: Model) -> Any:
+    batching = model.bundle.batching
+    policy = mc.ModelQueuePolicy(
+        timeout_action=mc.ModelQueuePolicy.REJECT,
+        default_timeout_microseconds=batching.timeout_ms * 1000,
+        allow_timeout_override=True,
+        max_queue_size=batching.max_queue_size,
+    )
+    return mc.ModelDynamicBatching(
+        preferred_batch_size=sorted({size for engine, _ in model.pool.engines for size in engine.batch_sizes}),
+        max_queue_delay_microseconds=batching.max_queue_delay_us,
+        priority_levels=PRIORITY_LEVELS,
+        default_priority_level=DEFAULT_PRIORITY,
+        default_queue_policy=policy,
+    )
+
+
+def _group(model: Model, index: int) -> Any:
+    engine, count = model.pool.engines[index]
+    kind, gpus = _kind(engine, model.pool.placements[index].device)
+    return mc.ModelInstanceGroup(name=f"{model.name}_{index}", count=count, kind=kind, gpus=gpus)
+
+
+def _kind(engine: Engine, device: str) -> tuple[int, list[int]]:
+    """Triton knows the CPU, GPUs by number, and models that place themselves: other devices, several, another server."""
+    kinds = mc.ModelInstanceGroup
+    if engine.on_cpu:
+        return kinds.KIND_CPU, []
+    gpu = _GPU.fullmatch(device)
+    return (kinds.KIND_GPU, [int(gpu[1] or 0)]) if gpu else (kinds.KIND_MODEL, [])
+
+
+def _statistics(model: Model) -> Any:
+    """Of both pools of a vision model: pictures go through one, ready-made tensors through the other."""
+    tensors = model.tensors.loaded if model.tensors else None
+    done = [pool.statistics.snapshot() for pool in (model.pool, tensors) if pool]
+    message = pb.ModelStatistics(
+        name=model.name,
+        version=model.version,
+        last_inference=max(one.last_inference for one in done),
+        inference_count=sum(one.inference_count for one in done),
+        execution_count=sum(one.execution_count for one in done),
+    )
+    batches: dict[int, Any] = {}
+    for one in done:
+        _add(message.inference_stats, one, _STAGES)
+        for batch in one.batches:
+            _add(batches.setdefault(batch.size, pb.InferBatchStatistics(batch_size=batch.size)), batch, _COMPUTE)
+    message.batch_stats.extend(batches[size] for size in sorted(batches))
+    return message
+
+
+def _add(message: Any, more: Snapshot | BatchStatistics, stages: Iterable[str]) -> None:
+    for stage in stages:
+        total, duration = getattr(message, stage), getattr(more, stage)
+        total.count += duration.count
+        total.ns += duration.ns

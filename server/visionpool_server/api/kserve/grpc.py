@@ -1,0 +1,160 @@
+"""KServe v2 over gRPC: the service `inference.GRPCInferenceService` as Triton defines it, on `Kserve`.
+
+Messages are parsed here and not by gRPC, whose answer to bytes that are none would be INTERNAL, as if it were our fault.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from inspect import isawaitable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2 as pb
+from visionpool.errors import InvalidRequest, Unimplemented, VisionpoolError
+
+from visionpool_server.api.budget import ByteBudget
+from visionpool_server.api.grpc_errors import Context, answered, unforeseen
+from visionpool_server.api.grpc_streams import in_order
+from visionpool_server.api.kserve.grpc_codec import read_parameters, read_request, written_response
+from visionpool_server.api.kserve.protocol import Kserve
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_IN_FLIGHT = 64  # of one stream: enough to fill batches, and a bound on what is held
+_NO_CUDA = "CUDA shared memory is not served yet"
+
+
+class KserveGrpc:
+    """The handlers; `handlers()` binds them to the names of the protocol."""
+
+    def __init__(self, kserve: Kserve, budget: ByteBudget) -> None:
+        self._kserve = kserve
+        self._budget = budget
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        plain: dict[str, Callable[[Any], Any]] = {
+            "ServerLive": lambda _: pb.ServerLiveResponse(live=self._kserve.live()),
+            "ServerReady": lambda _: pb.ServerReadyResponse(ready=self._kserve.ready()),
+            "ModelReady": lambda q: pb.ModelReadyResponse(ready=self._kserve.model_ready(q.name, q.version)),
+            "ServerMetadata": lambda _: self._kserve.server_metadata(),
+            "ModelMetadata": lambda q: self._kserve.model_metadata(q.name, q.version),
+            "ModelConfig": lambda q: self._kserve.model_config(q.name, q.version),
+            "ModelStatistics": lambda q: self._kserve.model_statistics(q.name, q.version),
+            "RepositoryIndex": lambda q: self._kserve.control.index(q.ready),
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+            "SystemSharedMemoryStatus": lambda q: self._kserve.shared_memory.status(q.name),
+            "SystemSharedMemoryRegister": self._register,
+            "SystemSharedMemoryUnregister": self._unregister,
+            "CudaSharedMemoryStatus": lambda _: pb.CudaSharedMemoryStatusResponse(),
+            "CudaSharedMemoryRegister": _refuse_cuda,
+            "CudaSharedMemoryUnregister": lambda _: pb.CudaSharedMemoryUnregisterResponse(),
+            "TraceSetting": lambda q: self._kserve.tracing.update(q.model_name, _trace_values(q)),
+            "LogSettings": lambda q: self._kserve.logging.update(read_parameters(q.settings)),
+        }
+        methods: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(_unary(name, call)) for name, call in plain.items()}
+        methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    @answered
+    async def _infer(self, raw: bytes, context: Context) -> bytes:
+        return (await self._inferred(raw, context)).SerializeToString()  # type: ignore[no-any-return]  # untyped messages
+
+    async def _inferred(self, raw: bytes, context: Context) -> Any:
+        with self._budget.hold() as held:
+            held.take(len(raw))
+            request = read_request(_parsed(pb.ModelInferRequest, raw))
+            return written_response(await self._kserve.infer(request, context.time_remaining()))
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        async def answer(raw: bytes) -> bytes:
+            return await self._stream_answer(raw, context)
+
+        async with aclosing(in_order(requests, answer, _IN_FLIGHT)) as answers:
+            async for message in answers:
+                yield message
+
+    async def _stream_answer(self, raw: bytes, context: Context) -> bytes:
+        """One answer of a stream: an error is that request's alone, and the stream goes on."""
+        message = pb.ModelStreamInferResponse()
+        try:
+            message.infer_response.CopyFrom(await self._inferred(raw, context))
+            if _wants_final(raw):
+                message.infer_response.parameters["triton_final_response"].bool_param = True
+        except VisionpoolError as error:
+            _refuse(message, raw, str(error))
+        except Exception as error:
+            log.error("ModelStreamInfer failed", exc_info=error)
+            _refuse(message, raw, str(unforeseen()))
+        return message.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
+
+    async def _load(self, message: Any) -> Any:
+        await self._kserve.control.load(message.model_name, read_parameters(message.parameters))
+        return pb.RepositoryModelLoadResponse()
+
+    async def _unload(self, message: Any) -> Any:
+        await self._kserve.control.unload(message.model_name, read_parameters(message.parameters))
+        return pb.RepositoryModelUnloadResponse()
+
+    def _register(self, message: Any) -> Any:
+        self._kserve.shared_memory.register(message.name, message.key, message.offset, message.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    def _unregister(self, message: Any) -> Any:
+        self._kserve.shared_memory.unregister(message.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+
+def _unary(name: str, call: Callable[[Any], Any]) -> Any:
+    kind = pb.__dict__[f"{name}Request"]
+
+    async def handle(_: None, raw: bytes, context: Context) -> bytes:  # noqa: ARG001  a handler's signature
+        answer = call(_parsed(kind, raw))
+        message = await answer if isawaitable(answer) else answer
+        return message.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
+
+    handle.__qualname__ = name
+    wrapped = answered(handle)
+
+    async def bound(raw: bytes, context: Context) -> bytes:
+        return await wrapped(None, raw, context)
+
+    return bound
+
+
+def _parsed(kind: Any, raw: bytes) -> Any:
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise InvalidRequest(
+            f"this is no {kind.DESCRIPTOR.name}", hint="use the protocol's own generated code"
+        ) from error
+
+
+def _wants_final(raw: bytes) -> bool:
+    """Whether a client of a stream asks to be told which answer to a request is the last: here the only one."""
+    parameters = pb.ModelInferRequest.FromString(raw).parameters
+    return bool(parameters["triton_enable_empty_final_response"].bool_param) if parameters else False
+
+
+def _refuse(message: Any, raw: bytes, text: str) -> None:
+    """Triton's form: the text, and an answer that carries nothing but the request's id."""
+    message.error_message = text
+    try:
+        message.infer_response.id = pb.ModelInferRequest.FromString(raw).id
+    except DecodeError:
+        """It was no request, and has no id."""
+
+
+def _refuse_cuda(_: Any) -> Any:
+    raise Unimplemented(_NO_CUDA, hint="send tensors in the request, or through system shared memory")
+
+
+def _trace_values(message: Any) -> dict[str, list[str]]:
+    return {name: list(setting.value) for name, setting in message.settings.items()}

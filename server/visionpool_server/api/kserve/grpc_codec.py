@@ -1,0 +1,135 @@
+"""KServe v2 between protobuf and `messages`. The messages are those that tritonclient ships: one process, one copy.
+
+Outputs always travel as `raw_output_contents`; inputs may come raw or in the typed fields of `InferTensorContents`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2 as pb
+from visionpool.errors import InvalidRequest
+
+from visionpool_server.api.kserve.datatypes import BYTES, dtype_of, size_of
+from visionpool_server.api.kserve.messages import (
+    NO_PARAMETERS,
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    Parameters,
+    RequestedOutput,
+)
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
+
+
+def read_request(message: Any) -> InferRequest:
+    """From a `ModelInferRequest`. Raises InvalidRequest where it contradicts itself."""
+    raw = list(message.raw_input_contents)
+    inputs = []
+    for tensor in message.inputs:
+        parameters = read_parameters(tensor.parameters)
+        shared = "shared_memory_region" in parameters
+        if shared:
+            data: Any = None
+        elif message.raw_input_contents:
+            if not raw:
+                raise _raw_mismatch(message)
+            data = raw.pop(0)
+        else:
+            data = _typed(tensor)
+        inputs.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data, parameters))
+    if raw:
+        raise _raw_mismatch(message)
+    return InferRequest(
+        message.model_name,
+        message.model_version,
+        inputs,
+        [RequestedOutput(output.name, read_parameters(output.parameters)) for output in message.outputs],
+        message.id,
+        read_parameters(message.parameters),
+    )
+
+
+def _raw_mismatch(message: Any) -> InvalidRequest:
+    return InvalidRequest(
+        f"{len(message.raw_input_contents)} raw_input_contents for {len(message.inputs)} inputs",
+        hint="one for each input that does not lie in shared memory, in their order",
+    )
+
+
+def _typed(tensor: Any) -> NDArray[Any]:
+    """The tensor of the typed fields. Raises InvalidRequest where they do not fit its type or shape."""
+    name, datatype = tensor.name, tensor.datatype
+    dtype, count = dtype_of(name, datatype), size_of(name, tensor.shape)
+    if datatype not in _CONTENTS:
+        raise InvalidRequest(f"input {name!r}: {datatype} has no typed field", hint="send raw_input_contents")
+    values = getattr(tensor.contents, _CONTENTS[datatype])
+    if len(values) != count:
+        raise InvalidRequest(
+            f"input {name!r}: {len(values)} values in {_CONTENTS[datatype]}, and shape {list(tensor.shape)} takes {count}",
+            hint="send all its values there, or in raw_input_contents",
+        )
+    array: NDArray[Any]
+    if datatype == BYTES:
+        array = np.empty(count, object)
+        array[:] = list(values)
+    else:
+        try:
+            array = np.array(values, dtype)
+        except OverflowError as error:
+            raise InvalidRequest(f"input {name!r}: a value is out of the range of {datatype}") from error
+    return array.reshape(tuple(tensor.shape))
+
+
+def read_parameters(parameters: Mapping[str, Any]) -> Parameters:
+    """A map of `InferParameter` (or another message with one such choice) as plain values."""
+    if not parameters:
+        return NO_PARAMETERS
+    plain = {}
+    for name, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is None:
+            raise InvalidRequest(f"parameter {name[:80]!r} has no value")
+        plain[name] = getattr(parameter, kind)
+    return plain
+
+
+def written_response(response: InferResponse) -> Any:
+    """As a `ModelInferResponse`."""
+    message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
+    for output in response.outputs:
+        tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+        write_parameters(output.parameters, tensor.parameters)
+        if output.data is not None:
+            message.raw_output_contents.append(output.data)
+    write_parameters(response.parameters, message.parameters)
+    return message
+
+
+def write_parameters(parameters: Parameters, into: Any) -> None:
+    for name, value in parameters.items():
+        if isinstance(value, bool):
+            into[name].bool_param = value
+        elif isinstance(value, int):
+            into[name].int64_param = value
+        elif isinstance(value, float):
+            into[name].double_param = value
+        else:
+            into[name].string_param = str(value)

@@ -1,0 +1,111 @@
+"""POST .../infer without a framework: ASGI in, ASGI out, since the framework's objects would cost more than all the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+from visionpool.errors import InternalError, VisionpoolError
+
+from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.budget import Held
+from visionpool_server.api.errors import error_response, unexpected_response
+from visionpool_server.api.http_vision import unless_gone
+from visionpool_server.api.kserve.compression import compressed, read_decoded, wanted_coding
+from visionpool_server.api.kserve.http_codec import head_size_of, json_bytes, read_request, write_response
+from visionpool_server.api.kserve.messages import InferRequest, InferResponse
+
+if TYPE_CHECKING:
+    from visionpool_server.api.kserve.protocol import Kserve
+
+HEADER = b"inference-header-content-length"
+_LARGE = 2**15  # bytes of JSON, or tensors to be written as JSON, that are kept from the event loop
+_SWELL = 8  # times as large as on the wire is JSON in memory, about
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    async def send(self, send: Send) -> None:
+        headers = [(b"content-length", b"%d" % len(self.body)), *self.headers]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+    def response(self) -> Response:
+        """The same for the framework."""
+        response = Response(self.body, self.status)
+        response.raw_headers.extend(self.headers)
+        return response
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """The handler of inferences; it answers its errors too."""
+
+    kserve: Kserve
+    limits: BodyLimits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, model: str, version: str) -> None:
+        answer = await self.answer(Request(scope, receive), model, version)
+        await answer.send(send)
+
+    async def answer(self, request: Request, model: str, version: str) -> Answer:
+        try:
+            with self.limits.budget.hold() as held:
+                return await self._inferred(request, model, version, held)
+        except VisionpoolError as error:
+            return error_answer(error)
+        except Exception as error:
+            return unexpected_answer(request, error)
+
+    async def _inferred(self, request: Request, model: str, version: str, held: Held) -> Answer:
+        headers: Mapping[bytes, bytes] = dict(request.scope["headers"])
+        body = await read_decoded(request.receive, headers, self.limits, held)
+        head_size = head_size_of(headers.get(HEADER), len(body))
+        if head_size > _LARGE:
+            held.take(min(_SWELL * head_size, self.limits.budget.limit // 2))
+            asked = await asyncio.to_thread(read_request, model, version, body, head_size)
+        else:
+            asked = read_request(model, version, body, head_size)
+        response = await unless_gone(request, self.kserve.infer(asked))
+        return await _answered(asked, response, headers.get(b"accept-encoding"))
+
+
+async def _answered(asked: InferRequest, response: InferResponse, accept: bytes | None) -> Answer:
+    if json_bytes(asked, response) > _LARGE:
+        body, head_size = await asyncio.to_thread(write_response, asked, response)
+    else:
+        body, head_size = write_response(asked, response)
+    headers = [_JSON] if head_size is None else [_BINARY, (HEADER, b"%d" % head_size)]
+    if accept and (coding := wanted_coding(accept)):
+        body, coded = await compressed(body, coding)
+        if coded:
+            headers.append((b"content-encoding", coded.encode()))
+    return Answer(200, headers, body)
+
+
+def error_answer(error: VisionpoolError, *, allow: str = "") -> Answer:
+    """The error in the protocol's form, `{"error": "<message>"}`, with the status and headers that it has elsewhere."""
+    known = error_response(error)
+    retry = known.headers.get("retry-after")
+    headers = [
+        _JSON,
+        *((name, value.encode()) for name, value in ((b"retry-after", retry), (b"allow", allow)) if value),
+    ]
+    return Answer(known.status_code, headers, orjson.dumps({"error": str(error)}))
+
+
+def unexpected_answer(request: Request, error: Exception) -> Answer:
+    """An error that nobody foresaw: the log gets all of it, the caller nothing but that it was ours."""
+    unexpected_response(request, error)
+    return error_answer(InternalError("an error of ours", hint="the server's log has the reason"))

@@ -1,0 +1,260 @@
+"""A KServe v2 inference from its request to its answer, whichever transport brought it.
+
+    tensors   -> checked -> jobs of the tensor pool, as many rows each as the engine joins -> outputs by name
+    pictures  -> one job each of the picture pool, as in /v1/.../predict                   -> `result`, or outputs by name
+
+A lone job writes its answer on the worker's thread, straight from where the runtime left the outputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from visionpool.errors import InvalidRequest
+
+from visionpool_server.api.answers import result_fields
+from visionpool_server.api.kserve.contract import RESULT, Contract, pixels_of
+from visionpool_server.api.kserve.datatypes import from_buffer
+from visionpool_server.api.kserve.messages import InferRequest, InferResponse, InputTensor, OutputTensor, Parameters
+from visionpool_server.api.kserve.outputs import Regions, Wanted, place_of, rendered, wanted_outputs
+from visionpool_server.api.options import PredictOptions, read_ask
+from visionpool_server.batching import DEFAULT_PRIORITY, PRIORITY_LEVELS, Job, Tensors
+from visionpool_server.families import Family, Options
+from visionpool_server.imaging.recipe import Geometry
+from visionpool_server.models.loader import Model
+from visionpool_server.pool import Pool
+from visionpool_server.service import Service, check_options
+from visionpool_server.statistics import Stages
+
+_OPTIONS = frozenset(PredictOptions.model_fields) - {"timeout_ms"}
+
+
+class Memory(Regions, Protocol):
+    """Shared memory that tensors are read from and written to."""
+
+    def read(self, region: str, offset: int, byte_size: int) -> bytes: ...
+
+
+_Answer = tuple[Sequence[OutputTensor], Stages]
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How a request wants to be run."""
+
+    timeout: float  # seconds
+    priority: int
+
+
+class Inference:
+    """Runs requests on `service`; `memory` is where their tensors may lie instead of in the request."""
+
+    def __init__(self, service: Service, memory: Memory) -> None:
+        self._service = service
+        self._memory = memory
+        self._contracts: dict[str, Contract] = {}
+
+    async def infer(self, request: InferRequest, limit: float | None = None) -> InferResponse:
+        """`limit`: seconds that the transport allows. Raises what `Service.run` raises, InvalidRequest, ModelNotFound."""
+        model = self._service.models.get(request.model, request.version or None)
+        contract = self._contract(model)
+        terms = _terms(model, request.parameters, limit)
+        _check_names(contract, request.inputs)
+        pictures = contract.brings_pictures(request.inputs)
+        if pictures:
+            outputs, stages = await self._pictures(contract, request, pictures, terms)
+        else:
+            outputs, stages = await self._tensors(contract, request, terms)
+        return InferResponse(model.name, model.version, outputs, request.id, stages=stages)
+
+    def _contract(self, model: Model) -> Contract:
+        contract = self._contracts.get(model.name)
+        if contract is None or contract.model is not model:
+            contract = self._contracts[model.name] = Contract(model)
+        return contract
+
+    async def _tensors(self, contract: Contract, request: InferRequest, terms: _Terms) -> _Answer:
+        model = contract.model
+        wanted = wanted_outputs(contract, request.outputs, pictures=False)
+        arrays = {}
+        for tensor in request.inputs:
+            port = contract.input_for(tensor)
+            arrays[port.name] = self._array(tensor)
+        pool = model.pool if model.family is None else await asyncio.to_thread(model.tensor_pool)
+        engine = pool.engines[0][0]
+        rows = contract.checked(arrays, batched=engine.batched)
+        finish = self._finisher(contract, wanted, request, arrays, batched=engine.batched)
+        return await self._run(
+            pool, _pieces(arrays, rows, engine.max_batch_size, batched=engine.batched), finish, terms
+        )
+
+    async def _run(self, pool: Pool, pieces: Sequence[Tensors], finish: _FinishTensors, terms: _Terms) -> _Answer:
+        if len(pieces) == 1:
+            job = _tensor_job(pieces[0], finish, terms)
+            stages = await self._service.run(pool, [job], terms.timeout)
+            return job.future.result(), stages
+        jobs = [_tensor_job(piece, _copied, terms) for piece in pieces]
+        stages = await self._service.run(pool, jobs, terms.timeout)
+        parts = [job.future.result() for job in jobs]
+        whole = await self._off_loop(
+            lambda: finish({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+        )
+        return whole, stages
+
+    def _finisher(
+        self,
+        contract: Contract,
+        wanted: Sequence[Wanted],
+        request: InferRequest,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        batched: bool,
+    ) -> _FinishTensors:
+        labels = contract.model.labels
+        plain = partial(rendered, wanted, labels=labels, regions=self._memory, batched=batched)
+        family = contract.model.family
+        if family is None or all(want.own != RESULT for want in wanted):
+            return plain
+        options = _options(contract.model, request.parameters)
+        picture = arrays[family.image_input]
+
+        def with_results(outputs: Tensors) -> list[OutputTensor]:
+            return plain({**outputs, RESULT: _results_of(family, outputs, picture, options)})
+
+        return with_results
+
+    async def _pictures(self, contract: Contract, request: InferRequest, tensor: InputTensor, terms: _Terms) -> _Answer:
+        model = contract.model
+        assert model.family is not None
+        if len(request.inputs) > 1:
+            others = ", ".join(repr(other.name) for other in request.inputs if other is not tensor)
+            raise InvalidRequest(f"with pictures, {others} is made by the server", hint=f"send {tensor.name!r} alone")
+        wanted = wanted_outputs(contract, request.outputs, pictures=True)
+        finish = partial(_finish_picture, model.family, wanted, _options(model, request.parameters))
+        jobs = [
+            self._service.picture_job(model, picture, finish, priority=terms.priority)
+            for picture in self._pictures_in(tensor, model, request.parameters)
+        ]
+        stages = await self._service.run(model.pool, jobs, terms.timeout)
+        parts = [job.future.result() for job in jobs]
+        column = tensor.datatype == "BYTES" and len(tensor.shape) == 2
+        return await self._off_loop(partial(self._joined, contract, wanted, parts, column=column)), stages
+
+    def _joined(
+        self, contract: Contract, wanted: Sequence[Wanted], parts: Sequence[Tensors], *, column: bool
+    ) -> list[OutputTensor]:
+        """The answers of all pictures as one. `column`: results of shape [N, 1], as the pictures were."""
+        family = contract.model.family
+        assert family is not None
+        own = [{name: part[name] for name in part if name != RESULT} for part in parts]
+        arrays = dict(family.join(own)) if own[0] else {}
+        if RESULT in parts[0]:
+            results = np.empty(len(parts), object)
+            results[:] = [part[RESULT] for part in parts]
+            arrays[RESULT] = results[:, None] if column else results
+        return rendered(wanted, arrays, contract.model.labels, self._memory, batched=True)
+
+    def _pictures_in(self, tensor: InputTensor, model: Model, parameters: Parameters) -> list[Any]:
+        array = self._array(tensor)
+        if tensor.datatype == "BYTES":
+            if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] != 1) or not array.size:
+                raise InvalidRequest(
+                    f"input {tensor.name!r}: encoded pictures are BYTES of shape [N] or [N, 1], not {list(array.shape)}"
+                )
+            return list(array.reshape(-1))
+        order = parameters.get("color", model.bundle.raw_pictures)
+        if order not in ("rgb", "bgr"):
+            raise InvalidRequest(f"color is rgb or bgr, not {order!r}")
+        pictures = pixels_of(array, tensor.name)
+        return pictures if order == "rgb" else [np.ascontiguousarray(picture[:, :, ::-1]) for picture in pictures]
+
+    def _array(self, tensor: InputTensor) -> NDArray[Any]:
+        data = tensor.data
+        if isinstance(data, np.ndarray):
+            return data
+        if data is None:
+            place = place_of(tensor.name, tensor.parameters)
+            if place is None:
+                raise InvalidRequest(f"input {tensor.name!r} has no data", hint="send data, or say where they lie")
+            data = self._memory.read(place.region, place.offset, place.size)
+        return from_buffer(tensor.name, tensor.datatype, tensor.shape, data)
+
+    async def _off_loop(self, work: Any) -> list[OutputTensor]:
+        made: list[OutputTensor] = await asyncio.get_running_loop().run_in_executor(self._service.stages, work)
+        return made
+
+
+class _FinishTensors(Protocol):
+    def __call__(self, outputs: Tensors, /) -> list[OutputTensor]: ...
+
+
+def _terms(model: Model, parameters: Parameters, limit: float | None) -> _Terms:
+    """Triton's `priority` (1 is served first, others than 1..9 count as the middle) and `timeout` (microseconds)."""
+    seconds = model.bundle.batching.timeout_ms / 1000
+    priority = DEFAULT_PRIORITY
+    if parameters:
+        asked, level = parameters.get("timeout", 0), parameters.get("priority", 0)
+        if type(asked) is not int or type(level) is not int or asked < 0 or level < 0:
+            raise InvalidRequest("timeout (microseconds) and priority are whole numbers", hint="leave them out, or 0")
+        seconds = min(seconds, asked / 1e6) if asked else seconds
+        priority = level if 1 <= level <= PRIORITY_LEVELS else priority
+    return _Terms(seconds if limit is None else min(seconds, limit), priority)
+
+
+def _check_names(contract: Contract, inputs: Sequence[InputTensor]) -> None:
+    """Raises InvalidRequest where an input comes twice, be it by its alias."""
+    if len(inputs) > 1:
+        names = [contract.input_names.get(tensor.name, tensor.name) for tensor in inputs]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise InvalidRequest(f"input {sorted(twice)[0][:80]!r} is there twice", hint="send each once")
+
+
+def _options(model: Model, parameters: Parameters) -> Options:
+    """The options of a prediction among a request's parameters, under the names of /v1/.../predict."""
+    options = read_ask({name: value for name, value in parameters.items() if name in _OPTIONS}).options
+    check_options(model, options)
+    return options
+
+
+def _tensor_job(tensors: Tensors, finish: Any, terms: _Terms) -> Job:
+    first = next(iter(tensors.values()))
+    key = tuple(tensor.shape[1:] for tensor in tensors.values())
+    return Job(tensors, finish, rows=len(first) if first.ndim else 1, shape_key=key, priority=terms.priority)
+
+
+def _pieces(arrays: dict[str, NDArray[Any]], rows: int, limit: int, *, batched: bool) -> list[Tensors]:
+    """A request's tensors in pieces that the engine takes at once."""
+    if not batched or rows <= limit:
+        return [arrays]
+    return [{name: array[at : at + limit] for name, array in arrays.items()} for at in range(0, rows, limit)]
+
+
+def _copied(outputs: Tensors) -> dict[str, NDArray[Any]]:
+    return {name: value.copy() for name, value in outputs.items()}
+
+
+def _finish_picture(
+    family: Family, wanted: Sequence[Wanted], options: Options, outputs: Tensors, geometry: Geometry
+) -> dict[str, Any]:
+    """What is wanted of one picture's outputs, copied from where the next inference overwrites them."""
+    given: dict[str, Any] = {want.own: outputs[want.own].copy() for want in wanted if want.own in outputs}
+    if any(want.own == RESULT for want in wanted):
+        given[RESULT] = orjson.dumps(result_fields(family.finish(outputs, geometry, options)))
+    return given
+
+
+def _results_of(family: Family, outputs: Tensors, picture: NDArray[Any], options: Options) -> NDArray[Any]:
+    """The results of ready-made tensors, (N,) of JSON: their pictures are the tensors themselves, pixel for pixel."""
+    height, width = picture.shape[1:3] if picture.shape[3] in (1, 3) and picture.shape[1] > 3 else picture.shape[2:4]
+    parts = family.split(outputs, len(picture))
+    geometry = Geometry(height, width)
+    results = np.empty(len(parts), object)
+    results[:] = [orjson.dumps(result_fields(family.finish(part, geometry, options))) for part in parts]
+    return results

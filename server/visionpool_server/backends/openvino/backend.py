@@ -1,0 +1,62 @@
+"""Reading a file, and loading it: batches planned, shapes fixed, compiled, and run once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import openvino as ov
+from visionpool.errors import InvalidModel
+
+from visionpool_server.backends import LoadOptions, Signature, Source, Tensors, refuse_unknown_types
+from visionpool_server.backends.openvino.devices import ONE_THREAD, check_device, compile_model, place
+from visionpool_server.backends.openvino.engine import OpenVinoEngine
+from visionpool_server.backends.openvino.files import Names, read_model, signature_of
+from visionpool_server.backends.openvino.first_run import QUICK, run_once, seconds
+from visionpool_server.backends.openvino.shapes import first_dimension, plan, shaped
+
+
+class OpenVinoBackend:
+    def read(self, source: Source) -> Signature:
+        """The signature of an ONNX, IR, Paddle, TensorFlow or TFLite file. Raises InvalidModel."""
+        return signature_of(read_model(source.weights))
+
+    def load(self, source: Source, options: LoadOptions) -> OpenVinoEngine:
+        check_device(options.device)
+        model = read_model(source.weights)
+        if options.image is None:
+            _refuse_types(signature_of(model))
+        names = Names.of(model)
+        planned = plan(model, names, options)
+        models = {
+            size: shaped(model.clone(), names, first_dimension(size, planned, options), options)
+            for size in planned.sizes or (None,)
+        }
+        placed = [place(model, options) for model in models.values()]
+        compiled = {size: compile_model(model, options) for size, model in models.items()}
+        engine = OpenVinoEngine(compiled, planned, names, options, placed[0])
+        example = run_once(engine, options, planned)
+        if example and options.device == "CPU" and not options.options.keys() & ONE_THREAD:
+            _take_inline(engine, models, options, example)
+        return engine
+
+
+def _take_inline(
+    engine: OpenVinoEngine, models: Mapping[int | None, ov.Model], options: LoadOptions, example: Tensors
+) -> None:
+    """Compiles a very small model for one thread as well, if that pays: see `Compiled`."""
+    if seconds(engine, example) > 4 * QUICK:
+        return
+    compiled = {size: compile_model(model, options, ONE_THREAD) for size, model in models.items()}
+    engine.add_inline(compiled, 4 * sum(array.nbytes for array in example.values()))
+    if seconds(engine, example) > QUICK:
+        engine.add_inline({}, 0)
+
+
+def _refuse_types(signature: Signature) -> None:
+    refuse_unknown_types(signature)
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype == "bytes":
+            raise InvalidModel(
+                f"tensor {spec.name!r} holds strings, which OpenVINO does not copy safely",
+                hint="say runtime.backend: onnxruntime in model.yaml",
+            )

@@ -1,0 +1,116 @@
+"""Where a model runs: the device string, compiling for it with its properties, and what HETERO places where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import openvino as ov
+from visionpool.errors import BackendUnavailable, InvalidModel
+
+from visionpool_server.backends import LoadOptions
+from visionpool_server.backends.openvino.files import core, reason
+
+PRECISION = "INFERENCE_PRECISION_HINT"
+_NONE: Mapping[str, str] = {}
+ONE_THREAD = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1"}
+_STRUCTURE = {"Parameter", "Constant", "Result"}  # graph nodes that no device "runs"
+
+
+def compile_model(model: ov.Model, options: LoadOptions, more: Mapping[str, str] = _NONE) -> ov.CompiledModel:
+    """`more`: properties over those that the options ask for. Raises InvalidModel."""
+    try:
+        return core().compile_model(model, options.device, _properties(options) | dict(more))
+    except RuntimeError as error:
+        with suppress(RuntimeError):  # not every device answers the query
+            _check_operators(model, core().query_model(model, options.device), options.device)
+        raise InvalidModel(
+            f"OpenVINO cannot compile the model for {options.device}: {reason(error)}",
+            hint=None
+            if options.device == "CPU"
+            else "runtime.device: HETERO:GPU,CPU runs on the CPU what the first device lacks",
+        ) from error
+
+
+def _properties(options: LoadOptions) -> dict[str, Any]:
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
+    devices = _devices(options.device)
+    if options.contexts and devices == [options.device]:
+        key = "NUM_STREAMS" if options.device == "CPU" else "PERFORMANCE_HINT_NUM_REQUESTS"
+        properties[key] = str(options.contexts)
+    if options.precision:
+        properties[PRECISION] = options.precision
+    elif options.device == "CPU":
+        properties[PRECISION] = "f32"  # its own default is bf16
+    elif "CPU" in devices or devices == ["AUTO"]:
+        properties["DEVICE_PROPERTIES"] = {"CPU": {PRECISION: "f32"}}
+    if options.cache_dir:
+        properties["CACHE_DIR"] = str(options.cache_dir)
+    return properties | dict(options.options)
+
+
+def place(model: ov.Model, options: LoadOptions) -> dict[str, tuple[str, ...]]:
+    """Pins `cpu_operators` to the CPU. Device -> operators as HETERO places them; empty for other devices."""
+    device, wanted = options.device, options.cpu_operators
+    if not device.startswith("HETERO:"):
+        if wanted:
+            raise InvalidModel(
+                f"cpu_operators needs HETERO with a second device, and the device is {device}",
+                hint="say runtime.device: HETERO:GPU,CPU, or leave cpu_operators out"
+                if device == "CPU"
+                else f"say runtime.device: HETERO:{device},CPU",
+            )
+        return {}
+    operators = [node for node in model.get_ops() if node.get_type_name() not in _STRUCTURE]
+    present = {node.get_type_name() for node in operators}
+    if unknown := set(wanted) - present:
+        raise InvalidModel(
+            f"cpu_operators names {', '.join(sorted(unknown))}, which the model does not have",
+            hint=f"it has {', '.join(sorted(present))}",
+        )
+    found = core().query_model(model, device)
+    _check_operators(model, found, device)
+    placed: dict[str, set[str]] = {}
+    for node in model.get_ops():
+        kind = node.get_type_name()
+        target = "CPU" if kind in wanted else found.get(node.get_friendly_name(), "CPU")
+        if wanted:  # otherwise HETERO places them itself
+            node.get_rt_info()["affinity"] = target
+        if kind not in _STRUCTURE:
+            placed.setdefault(target, set()).add(kind)
+    return {target: tuple(sorted(kinds)) for target, kinds in sorted(placed.items())}
+
+
+def _check_operators(model: ov.Model, placed: Mapping[str, str], device: str) -> None:
+    """Raises InvalidModel that names the operators that `device` lacks, and the setting that helps."""
+    lacking = {node.get_type_name() for node in model.get_ops() if node.get_friendly_name() not in placed}
+    missing = sorted(lacking - _STRUCTURE)
+    if not missing:
+        return
+    devices = _devices(device)
+    raise InvalidModel(
+        f"{device} cannot run {', '.join(missing)}",
+        hint="no device named has them: export the model without, or say runtime.backend: onnxruntime"
+        if "CPU" in devices
+        else f"say runtime.device: HETERO:{','.join(devices)},CPU in model.yaml, "
+        f"with runtime.cpu_operators: [{', '.join(missing)}]",
+    )
+
+
+def _devices(device: str) -> list[str]:
+    """The single devices that a device string names."""
+    virtual, _, names = device.partition(":")
+    return [name.strip() for name in names.split(",")] if virtual in ("HETERO", "AUTO", "MULTI") and names else [device]
+
+
+def check_device(device: str) -> None:
+    """Raises BackendUnavailable for a device that this machine does not have."""
+    known = core().available_devices
+    for name in (part.lstrip("-") for part in _devices(device)):
+        if name in ("AUTO", "HETERO", "MULTI") or any(d == name or d.split(".")[0] == name for d in known):
+            continue
+        raise BackendUnavailable(
+            f"OpenVINO finds no device {name!r} on this machine; it finds {', '.join(known)}",
+            hint="an Intel GPU needs the OpenCL loader (libOpenCL.so.1) and Intel's compute runtime; /dev/dri in a container",
+        )

@@ -1,0 +1,130 @@
+"""What a model has done so far: counts and durations, as Triton's statistics extension wants them.
+
+Times are cumulative nanoseconds: per request (success, fail, queue and the stages of its slowest part), and per executed batch.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from threading import Lock
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """So many times, so many nanoseconds altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """All executions of one batch size."""
+
+    size: int
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`last_inference`: milliseconds since the epoch, 0 before the first. `inference_count` counts pictures or rows,
+    `execution_count` the batches that they ran in."""
+
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    batches: tuple[BatchStatistics, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Where the time of one request went, in seconds."""
+
+    queue: float = 0.0
+    compute_input: float = 0.0
+    compute_infer: float = 0.0
+    compute_output: float = 0.0
+
+
+class Statistics:
+    """Counters that many threads add to. Kept as plain lists: this runs for every request."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._last = 0.0
+        self._inferences = 0
+        self._success = [0, 0.0]
+        self._fail = [0, 0.0]
+        self._stages = [0.0, 0.0, 0.0, 0.0]
+        self.pace = 0.0  # seconds that an execution took lately, smoothed; 0 before the first
+        self._batches: dict[int, list[float]] = {}  # size -> executions, seconds of input, infer, output
+
+    def succeeded(self, seconds: float, stages: Stages) -> None:
+        """A request was answered, after `seconds` altogether."""
+        with self._lock:
+            self._success[0] += 1
+            self._success[1] += seconds
+            total = self._stages
+            total[0] += stages.queue
+            total[1] += stages.compute_input
+            total[2] += stages.compute_infer
+            total[3] += stages.compute_output
+
+    def failed(self, seconds: float) -> None:
+        """A request got an error, after `seconds`."""
+        with self._lock:
+            self._fail[0] += 1
+            self._fail[1] += seconds
+
+    def executed(self, size: int, compute_input: float, compute_infer: float) -> None:
+        """A batch of `size` pictures or rows ran. Told before its answers leave, so that who got one finds it counted."""
+        with self._lock:
+            self._last = time.time()
+            self._inferences += size
+            self.pace += (compute_infer - self.pace) / 8 if self.pace else compute_infer
+            batch = self._batches.get(size)
+            if batch is None:
+                batch = self._batches[size] = [0, 0.0, 0.0, 0.0]
+            batch[0] += 1
+            batch[1] += compute_input
+            batch[2] += compute_infer
+
+    def finished(self, size: int, compute_output: float) -> None:
+        """The answers of a batch of `size` that was executed are made."""
+        with self._lock:
+            self._batches[size][3] += compute_output
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            done, seconds = int(self._success[0]), self._success[1]
+            queue, given, infer, taken = (_duration(done, total) for total in self._stages)
+            batches = tuple(_batch(size, *self._batches[size]) for size in sorted(self._batches))
+            return Snapshot(
+                last_inference=int(self._last * 1000),
+                inference_count=self._inferences,
+                execution_count=sum(batch.compute_infer.count for batch in batches),
+                success=_duration(done, seconds),
+                fail=_duration(int(self._fail[0]), self._fail[1]),
+                queue=queue,
+                compute_input=given,
+                compute_infer=infer,
+                compute_output=taken,
+                batches=batches,
+            )
+
+
+def _batch(size: int, count: float, given: float, infer: float, taken: float) -> BatchStatistics:
+    return BatchStatistics(size, *(_duration(int(count), seconds) for seconds in (given, infer, taken)))
+
+
+def _duration(count: int, seconds: float) -> Duration:
+    return Duration(count, round(seconds * 1e9))
