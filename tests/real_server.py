@@ -18,17 +18,19 @@ import numpy as np
 import yaml
 
 READY = re.compile(r"visionpool is ready at (http://\S+)")
+GRPC = re.compile(r"gRPC +(\S+:\d+)")
 START_SECONDS = 90.0
 STOP_SECONDS = 40.0
 COLOURS = ("red", "green", "blue")
 
 
 class Server:
-    """A server process: `url` once it is ready, `log()` all that it has printed so far."""
+    """A server process: `url` and `grpc` (host:port) once it is ready, `log()` all that it has printed so far."""
 
     def __init__(self, arguments: tuple[object, ...], environment: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", "visionpool", "serve", *map(str, arguments)]
         self.url = ""
+        self.grpc = ""
         self.process = subprocess.Popen(
             command,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
@@ -76,6 +78,7 @@ class Server:
 
     def wait_until_ready(self) -> Server:
         self.url = self.wait_for(READY).group(1)
+        self.grpc = self.wait_for(GRPC).group(1)
         return self
 
     @property
@@ -104,9 +107,11 @@ class Server:
 
 @contextmanager
 def serving(*arguments: object, environment: Mapping[str, str] | None = None, ready: bool = True) -> Iterator[Server]:
-    """`visionpool serve ARGUMENTS --http-port 0`, stopped by SIGTERM in the end; fails unless it then exits with 0."""
-    if not any(str(argument).startswith("--http-port") for argument in arguments):
-        arguments = (*arguments, "--http-port", "0")
+    """`visionpool serve ARGUMENTS --http-port 0 --grpc-port 0`, stopped by SIGTERM in the end; fails unless it then exits
+    with 0."""
+    for port in ("--http-port", "--grpc-port"):
+        if not any(str(argument).startswith(port) for argument in arguments):
+            arguments = (*arguments, port, "0")
     server = Server(arguments, environment or {})
     try:
         if ready:

@@ -20,11 +20,11 @@ SCRIPT = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from visionpool_server.backends import ImageInput, LoadOptions, get_backend
+from visionpool_server.backends import ImageInput, LoadOptions, Source, get_backend
 from visionpool_server.imaging.recipe import Arithmetic
 
 image = ImageInput("images", "NCHW", Arithmetic(), (64, 64))
-engine = get_backend("openvino").load(Path(sys.argv[1]), LoadOptions(image=image, contexts=4))
+engine = get_backend("openvino").load(Source(Path(sys.argv[1])), LoadOptions(image=image, contexts=4))
 together = threading.Barrier(4)
 answers = []
 

@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 from visionpool.errors import InvalidModel
 from visionpool.results import Result
-from visionpool_server.backends import Engine, ImageInput, LoadOptions, Placement, get_backend
+from visionpool_server.backends import Engine, ImageInput, LoadOptions, Placement, Source, get_backend
 from visionpool_server.imaging.recipe import Arithmetic
 
 from tests import tiny_models
@@ -89,7 +89,7 @@ def batch(count: int, first: int = 0) -> dict[str, NDArray[Any]]:
 
 
 def load(model: Path, **options: Any) -> Engine:
-    return get_backend("openvino").load(model, LoadOptions(image=IMAGE, **options))
+    return get_backend("openvino").load(Source(model), LoadOptions(image=IMAGE, **options))
 
 
 def answer(model: Path, count: int = 1, **options: Any) -> tuple[NDArray[Any], Placement]:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from visionpool.errors import InferenceFailed, InternalError, InvalidOption, QueueFull, Unavailable, VisionpoolError
+from visionpool_server.assembly import Pictures, stack
 from visionpool_server.backends import LoadOptions, Placement
 from visionpool_server.backends.fake import FakeContext, FakeEngine, WorkerKilled
 from visionpool_server.batching import Job, Tensors
 from visionpool_server.families import split_by_row
 from visionpool_server.pool import Pool, PoolOptions
-from visionpool_server.assembly import Pictures, stack
 
 Colour = tuple[int, int, int]
 BOUND = 30.0  # seconds that anything here may take at most
@@ -70,7 +70,7 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 class Gate:
     """An engine whose batches wait until `open` is set: what is queued meanwhile forms the next batch."""
 
-    contexts, on_cpu = 1, False
+    contexts, on_cpu, batched = 1, False, True
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from visionpool.errors import InvalidModel, TooLarge
-from visionpool_server.backends import ImageInput, LoadOptions, get_backend
+from visionpool_server.backends import ImageInput, LoadOptions, Source, get_backend
 from visionpool_server.imaging.recipe import (
     Arithmetic,
     CenterCrop,
@@ -290,7 +290,7 @@ def test_the_arithmetic_compiled_into_the_graph_is_the_same(
     image = ImageInput("x", layout, arithmetic, (5, 7))
     answers = []
     for backend in ("openvino", "onnxruntime"):
-        context = get_backend(backend).load(model, LoadOptions(image=image, max_batch_size=2)).clone()
+        context = get_backend(backend).load(Source(model), LoadOptions(image=image, max_batch_size=2)).clone()
         answers.append(np.array(context.infer({"x": batch})["y"]))
     expected = arithmetic.apply(batch, layout, np.dtype(np.float32))
     assert np.allclose(answers[0], expected, rtol=1e-5, atol=1e-5)

@@ -21,6 +21,7 @@ from visionpool_server.api.connection import Connection
 from visionpool_server.api.grpc_server import GrpcOptions, GrpcServer
 from visionpool_server.api.grpc_vision import VisionServicer
 from visionpool_server.api.http import build_http
+from visionpool_server.api.kserve.catalog import served_name
 from visionpool_server.api.kserve.control import Control
 from visionpool_server.api.kserve.grpc import KserveGrpc
 from visionpool_server.api.kserve.protocol import Kserve
@@ -87,10 +88,12 @@ class App:
             return found
         if "*" in names:
             return found
-        if unknown := names - {files.name for files in found}:
-            there = ", ".join(files.name for files in found)
-            raise InvalidSetting(f"--load-model: no model {sorted(unknown)[0]!r}", hint=f"there are: {there}")
-        return [files for files in found if files.name in names]
+        there = {served_name(files): files for files in found}
+        if unknown := names - there.keys():
+            raise InvalidSetting(
+                f"--load-model: no model {sorted(unknown)[0]!r}", hint=f"there are: {', '.join(there)}"
+            )
+        return [files for name, files in there.items() if name in names]
 
     def _http_server(self, on_stop: Callable[[], Awaitable[None]]) -> uvicorn.Server:
         config = uvicorn.Config(

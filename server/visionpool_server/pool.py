@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Condition, Lock, Thread
+from threading import Condition, Lock, RLock, Thread
 
 from visionpool.errors import InferenceFailed, QueueFull, TooLarge, Unavailable
 
@@ -26,7 +26,7 @@ from visionpool_server.worker import Worker
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
-_QUICK, _TOO_LONG = 2.5e-4, 5e-3  # seconds of an execution: a hop to a worker and back costs about the first
+_QUICK = 2e-4  # seconds of an execution: about what a hop to a worker and back costs
 _RESTART_DELAY = 1.0  # seconds
 
 
@@ -62,12 +62,12 @@ class Pool:
         self._places = options.max_queue_size + sum(engine.max_batch_size * count for engine, count in engines)
         self._here = Lock()
         self._execution: Execution | None = None  # for `run_at_once`
-        if not all(engine.on_cpu for engine, _ in engines):
-            self.statistics.pace = float("inf")
+        self._on_cpu = all(engine.on_cpu for engine, _ in engines)
         self._queue = JobQueue(self._places)  # who was admitted is not refused here, after its picture was decoded
         self._workers: list[Worker] = []
         self._exited: list[Worker] = []
-        self._changed = Condition()
+        lock = RLock()
+        self._changed, self._emptied = Condition(lock), Condition(lock)
         self._closing = False
         self._admitted = 0
         self._rate = _Rate()
@@ -103,7 +103,7 @@ class Pool:
             self._admitted -= count
             self._rate.count(count, busy=self._admitted > 0)
             if not self._admitted:
-                self._changed.notify_all()
+                self._emptied.notify_all()
 
     def admit(self, count: int = 1) -> None:
         if count > self._places:
@@ -130,33 +130,25 @@ class Pool:
     def run_at_once(self, job: Job) -> bool:
         """Runs a job on the calling thread, where that takes less than handing it to a worker and back would; else False.
 
-        For tensors only: `job` has nothing to prepare. Nobody may wait before it, and executions must have been quick lately;
-        a model that ever takes long here is not run here again.
+        For tensors only: `job` has nothing to prepare. Nobody may wait before it, and executions must usually be quick.
         """
-        if (
-            not 0 < self.statistics.pace < _QUICK
-            or len(self._queue)
-            or self._closing
-            or not self._here.acquire(blocking=False)
-        ):
+        quick = self._on_cpu and 0 < self.statistics.pace < _QUICK
+        if not quick or len(self._queue) or self._closing or not self._here.acquire(blocking=False):
             return False
         try:
             if self._execution is None:
-                engine = self.engines[0][0]
-                self._execution = Execution(engine, self._assembly, self.statistics)
-            job.queued_at = started = time.monotonic()
+                self._execution = Execution(self.engines[0][0], self._assembly, self.statistics)
+            job.queued_at = time.monotonic()
             job.claim()
             self._execution.run([job])
         finally:
             self._here.release()
-        if time.monotonic() - started > _TOO_LONG:
-            self.statistics.pace = float("inf")
         return True
 
     def drain(self, timeout: float) -> bool:
         """Waits until nobody has a place any more; False where that takes more than `timeout` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._admitted, timeout)
+        with self._emptied:
+            return self._emptied.wait_for(lambda: not self._admitted, timeout)
 
     def close(self, timeout: float = 10.0) -> None:
         """Lets the workers finish what is queued, for `timeout` seconds; what is left then fails as Unavailable."""
@@ -172,6 +164,7 @@ class Pool:
         for job in [*in_hand, *self._queue.drain()]:
             job.fail(Unavailable("the model was unloaded"))
         self._execution = None
+        self._workers, self._exited = [], []  # they know the pool: what is frozen in a circle is never collected
         for engine, _ in self.engines:
             engine.close()
 

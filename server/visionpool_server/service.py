@@ -156,7 +156,8 @@ class Service:
 def _raise_failure(jobs: Sequence[Job]) -> None:
     """Raises what the first job to fail met, led by which picture it was where there are several."""
     for index, job in enumerate(jobs):
-        error = None if job.future.cancelled() else job.future.exception()
+        done = job.future.done() and not job.future.cancelled()  # others may still be under way
+        error = job.future.exception() if done else None
         if error is None:
             continue
         if len(jobs) > 1 and isinstance(error, VisionpoolError):

@@ -24,9 +24,7 @@ class ShortCut:
     """An ASGI application around `app`. `predict` takes the POSTs to /v1/models/{model}/predict, `infer` those to
     /v2/models/{model}/infer and /v2/models/{model}/versions/{version}/infer, and answers its errors itself."""
 
-    def __init__(
-        self, app: ASGIApp, predict: Callable[[Request], Awaitable[Response]], infer: Infer | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, predict: Callable[[Request], Awaitable[Response]], infer: Infer) -> None:
         self._app = app
         self._predict = predict
         self._infer = infer
@@ -34,7 +32,7 @@ class ShortCut:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
             path: str = scope["path"]
-            if self._infer and (target := _target_of(path)):
+            if target := _target_of(path):
                 return await self._infer(scope, receive, send, *target)
             if model := _between(path, _PREDICT):
                 scope["path_params"] = {"model": model}

@@ -45,7 +45,7 @@ class Peer:
         self.url, self.model, self.settings = source.url or "", source.model, settings
         self._channel = _channel(self.url, settings)
         self._stub = GRPCInferenceServiceStub(self._channel)
-        self._infer = self._channel.unary_unary(  # without a serialiser: requests come serialised
+        self._infer: Any = self._channel.unary_unary(  # without a serialiser: requests come serialised
             "/inference.GRPCInferenceService/ModelInfer", response_deserializer=pb.ModelInferResponse.FromString
         )
 

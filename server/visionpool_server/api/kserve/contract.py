@@ -32,7 +32,7 @@ class Port:
         shape = spec.shape
         if fixed and shape is not None:
             shape = tuple(size if size > 0 else known for size, known in zip(fixed, shape, strict=True))
-        return cls(spec.name, DATATYPES[spec.dtype], shape)
+        return cls(spec.name, DATATYPES.get(spec.dtype, spec.dtype), shape)
 
     def takes(self, shape: Sequence[int], *, batched: bool) -> bool:
         """Whether a tensor of this shape fits; a batch dimension fits at any size."""
@@ -99,8 +99,6 @@ class Contract:
                 )
         if len(rows) > 1:
             raise InvalidRequest(f"the inputs of {self.model.name} disagree about the batch: {sorted(rows)} rows")
-        if rows == {0}:
-            raise InvalidRequest(f"a batch of no rows for {self.model.name}", hint="send at least one")
         return next(iter(rows))
 
     def input_for(self, tensor: InputTensor) -> Port:

@@ -34,6 +34,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 DATATYPES = {dtype.name: datatype for datatype, dtype in DTYPES.items()} | {"bytes": BYTES}  # by NumPy's name
 _MAX_RANK = 32  # NumPy 1's limit, and more than any runtime takes
+_BEYOND = 2**56  # elements
 _LENGTH = Struct("<I")
 
 
@@ -99,6 +100,8 @@ def size_of(name: str, shape: Sequence[int]) -> int:
             )
         if size >= 2**31:
             raise InvalidRequest(f"input {name!r}: a dimension of {size} is beyond any tensor")
+    if prod(size or 1 for size in shape) >= _BEYOND:  # where one is 0, NumPy still multiplies the others
+        raise InvalidRequest(f"input {name!r}: shape {list(shape)} is beyond any tensor")
     return prod(shape)
 
 

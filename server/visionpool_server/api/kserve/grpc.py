@@ -57,7 +57,9 @@ class KserveGrpc:
             "TraceSetting": lambda q: self._kserve.tracing.update(q.model_name, _trace_values(q)),
             "LogSettings": lambda q: self._kserve.logging.update(read_parameters(q.settings)),
         }
-        methods: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(_unary(name, call)) for name, call in plain.items()}
+        methods: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(_unary(name, call)) for name, call in plain.items()
+        }
         methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)

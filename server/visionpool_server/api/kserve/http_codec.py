@@ -26,7 +26,6 @@ from visionpool_server.api.kserve.messages import (
     RequestedOutput,
 )
 
-_BEYOND = 2**48  # elements; the dimensions beside one of 0 are bounded too, as NumPy's are
 _HINT = 'send {"inputs": [{"name": ..., "datatype": "FP32", "shape": [...], "data": [...]}]}, or binary data behind the JSON'
 _HINT_BINARY = (
     "Inference-Header-Content-Length is the length of the JSON, binary_data_size that of each tensor behind it"
@@ -123,8 +122,7 @@ def _input(entry: dict[str, Any], view: memoryview, at: int) -> tuple[InputTenso
         raise InvalidRequest(f"{where} has no datatype", hint=_HINT)
     if type(shape) is not list or not {int}.issuperset(map(type, shape)):
         raise InvalidRequest(f"{where}: shape has to be a list of integers", hint=_HINT)
-    if not size_of(name, shape) and prod(size or 1 for size in shape) > _BEYOND:
-        raise InvalidRequest(f"{where}: its shape is beyond any tensor")
+    size_of(name, shape)
     parameters, values = parameters_of(entry, where), entry.get("data")
     size, region = parameters.get("binary_data_size"), parameters.get("shared_memory_region")
     if (values is not None) + (size is not None) + (region is not None) != 1:

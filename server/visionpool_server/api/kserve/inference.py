@@ -90,10 +90,10 @@ class Inference:
         pool = model.pool if model.family is None else await asyncio.to_thread(model.tensor_pool)
         engine = pool.engines[0][0]
         rows = contract.checked(arrays, batched=engine.batched)
+        if not rows and engine.batch_sizes:
+            raise InvalidRequest(f"a batch of no rows for {model.name}", hint="send at least one")
         finish = self._finisher(contract, wanted, request, arrays, batched=engine.batched)
-        return await self._run(
-            pool, _pieces(arrays, rows, engine.max_batch_size, batched=engine.batched), finish, terms
-        )
+        return await self._run(pool, _pieces(arrays, rows, engine), finish, terms)
 
     async def _run(self, pool: Pool, pieces: Sequence[Tensors], finish: _FinishTensors, terms: _Terms) -> _Answer:
         if len(pieces) == 1:
@@ -229,9 +229,9 @@ def _tensor_job(tensors: Tensors, finish: Any, terms: _Terms) -> Job:
     return Job(tensors, finish, rows=len(first) if first.ndim else 1, shape_key=key, priority=terms.priority)
 
 
-def _pieces(arrays: dict[str, NDArray[Any]], rows: int, limit: int, *, batched: bool) -> list[Tensors]:
-    """A request's tensors in pieces that the engine takes at once."""
-    if not batched or rows <= limit:
+def _pieces(arrays: dict[str, NDArray[Any]], rows: int, limit: int | None) -> list[Tensors]:
+    """A request's tensors in pieces of at most `limit` rows."""
+    if limit is None or rows <= limit:
         return [arrays]
     return [{name: array[at : at + limit] for name, array in arrays.items()} for at in range(0, rows, limit)]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from visionpool.errors import Unavailable
+from visionpool.errors import ModelNotFound, Unavailable
 
 from visionpool_server.api.kserve import description
 from visionpool_server.api.kserve.control import Control
@@ -49,10 +49,10 @@ class Kserve:
         return description.server_metadata(tracing=self.tracing.possible)
 
     def model_ready(self, name: str, version: str = "") -> bool:
-        """Raises ModelNotFound."""
+        """False also for a model that is not there: Triton's clients ask so whether one was unloaded."""
         try:
             self._model(name, version)
-        except Unavailable:
+        except (ModelNotFound, Unavailable):
             return False
         return True
 
