@@ -36,7 +36,8 @@ def testdata() -> Path:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts real `visionpool serve ... --http-port 0 --grpc-port 0` processes; all are stopped in the end and must exit with 0."""
+    """Starts real `visionpool serve ... --http-port 0 --grpc-port 0` processes; all are stopped in the end, and
+    must exit with 0."""
     with ExitStack() as stack:
 
         def start(*arguments: object, environment: dict[str, str] | None = None, ready: bool = True) -> Server:

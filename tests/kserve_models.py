@@ -369,7 +369,7 @@ class GrpcTyped:
         try:
             response = self._stub.ModelInfer(request, timeout=PATIENCE)
         except grpc.RpcError as error:
-            raise Refused(error.code().name, error.details()) from None
+            raise Refused(error.code().name, error.details() or "") from None
         arrays = {
             one.name: array_from(one.datatype, one.shape, raw)
             for one, raw in zip(response.outputs, response.raw_output_contents, strict=True)

@@ -1,18 +1,26 @@
-"""The examples, run as a user would: each as a process of its own, against a real server with the demo models."""
+"""The examples, and the code in the docs, run as a user would: as processes of their own, against real servers."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pytest
+import visionpool
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+from visionpool_server.api.errors import STATUS
 
-from tests.real_server import Server
+from tests import tiny_models
+from tests.conftest import Serve
+from tests.real_server import Server, serving, write_model
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -151,3 +159,140 @@ def test_a_model_that_is_not_there_is_told_as_such(
     assert says in told
     if not name.startswith("tritonclient"):
         assert "Traceback" not in told
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def block_with(page: str, language: str, text: str) -> str:
+    """The one block of that language with that text in it."""
+    (found,) = [block for block in blocks(page, language) if text in block]
+    return found
+
+
+def shell(script: str, folder: Path = ROOT) -> str:
+    """What a script of the docs prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{script}"],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def docs_server(addresses: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The models that the docs speak of: `sum`, `street` on another server, and `aliased` with fastdeployserver's names."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("sum", "street", "aliased"):
+        (folder / name).mkdir()
+    tiny_models.plain(folder / "sum/sum.onnx", shape=("n", 4), op="Add", inputs=("a", "b"))
+    remote = block_with("README.md", "yaml", "backend: remote")
+    for shown, here in (("gpu-box:8001", addresses["--address"]), ("model: yolov8n", "model: shapes")):
+        assert shown in remote
+        remote = remote.replace(shown, here)
+    (folder / "street/model.yaml").write_text(remote, encoding="utf-8")
+    names = ("circle", "square", "triangle", "star", "pentagon", "cross", "ring", "heart")
+    (folder / "street/coco.names").write_text("\n".join(names), encoding="utf-8")
+    weights = ROOT / "server/visionpool_server/demo/shapes/shapes.onnx"
+    (folder / "aliased/shapes.onnx").write_bytes(weights.read_bytes())
+    (folder / "aliased/model.yaml").write_text(block_with("docs/protocols.md", "yaml", "aliases"), encoding="utf-8")
+    with serving(folder) as server:
+        yield server
+
+
+PYTHON = [
+    pytest.param(code, id=f"{page} {number}")
+    for page in ("README.md", "docs/grpc.md", "docs/protocols.md")
+    for number, code in enumerate(blocks(page, "python"), 1)
+]
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_in_the_docs_runs_as_it_stands_there(addresses: dict[str, str], code: str, tmp_path: Path) -> None:
+    if "street.mp4" in code:
+        code = code.replace("street.mp4", str(video(tmp_path / "street.avi")))
+    here = code.replace("http://127.0.0.1:8000", addresses["--url"]).replace("127.0.0.1:8001", addresses["--address"])
+    here = here.replace("127.0.0.1:8000", addresses["--url"].removeprefix("http://"))
+    done = subprocess.run(
+        [sys.executable, "-c", here], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "star" in done.stdout or done.stdout.split() == ["9"] * 8
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/protocols.md"])
+def test_a_plain_tensor_model_adds(docs_server: Server, page: str) -> None:
+    command = block_with(page, "bash", "/v2/models/sum/infer").replace("http://127.0.0.1:8000", docs_server.url)
+    (output,) = json.loads(shell(command))["outputs"]
+    assert output["data"] == [11, 22, 33, 44]
+
+
+def test_a_model_on_another_server_answers_pictures(docs_server: Server) -> None:
+    with visionpool.Client(docs_server.url) as client:
+        result = client.predict("street", PICTURE)
+    assert isinstance(result, visionpool.DetectionResult) and list(result.labels) == LABELS
+
+
+def test_the_aliases_are_what_fastdeployservers_clients_ask_for(docs_server: Server) -> None:
+    address = docs_server.wait_for(r"gRPC +(\S+:\d+)").group(1)
+    pixels = cv2.imread(str(PICTURE))
+    assert pixels is not None
+    with InferenceServerClient(address) as client:
+        given = InferInput("INPUT", [1, *pixels.shape], "UINT8")
+        given.set_data_from_numpy(pixels[None])
+        answer = client.infer("aliased", [given], outputs=[InferRequestedOutput("detction_result")])
+    found = answer.as_numpy("detction_result")
+    assert found.shape == (1,) and json.loads(found[0])["labels"] == LABELS
+
+
+def test_models_are_loaded_and_unloaded_by_the_commands_of_the_docs(serve: Serve, tmp_path: Path) -> None:
+    start, *commands = block_with("docs/protocols.md", "bash", "--model-control-mode").splitlines()
+    write_model(tmp_path / "models/street")
+    arguments = start.removeprefix("visionpool serve models/ ").split()
+    server = serve(tmp_path / "models", *arguments)
+    printed = shell("\necho\n".join(commands).replace("http://127.0.0.1:8000", server.url)).splitlines()
+    assert [json.loads(line) for line in printed] == [[{"name": "street", "version": "1", "state": "READY"}], {}, {}]
+
+
+def test_the_stub_is_generated_by_the_command_of_the_docs(tmp_path: Path) -> None:
+    _, command = block_with("docs/grpc.md", "bash", "grpc_tools.protoc").splitlines()
+    shell(command.replace("_out=.", f"_out={tmp_path}"))
+    assert {path.name for path in tmp_path.glob("visionpool/v1/*")} == {"vision_pb2.py", "vision_pb2_grpc.py"}
+
+
+def statuses(page: str) -> dict[str, tuple[str, ...]]:
+    """Code -> the statuses that a page's table of errors gives it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    by_code = re.findall(r"^\| (`[a-z_]+`(?:, `[a-z_]+`)*) \| (\d+) \| `([A-Z_]+)` \|", text, re.MULTILINE)
+    by_status = re.findall(r"^\| (\d+) \| (`[a-z_]+`(?:, `[a-z_]+`)*) \|", text, re.MULTILINE)
+    rows = [(codes, found) for codes, *found in by_code] + [(codes, [http]) for http, codes in by_status]
+    return {code: tuple(found) for codes, found in rows for code in re.findall("[a-z_]+", codes)}
+
+
+def test_the_tables_of_errors_are_what_the_server_answers() -> None:
+    true = {kind.code: (str(status.http), status.grpc) for kind, status in STATUS.items()}
+    families = {"error", "request_error", "service_error", "setup_error", "connection_failed"}  # never answered
+    assert statuses("docs/protocols.md") == {code: true[code] for code in true.keys() - families}
+    shown = statuses("docs/http.md")
+    assert shown and shown == {code: true[code][:1] for code in shown}
+
+
+def test_links_to_headings_lead_to_one() -> None:
+    def slug(heading: str) -> str:
+        return re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-")
+
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)]*#[^)]+)\)", page.read_text(encoding="utf-8")):
+            file, _, anchor = target.partition("#")
+            there = (page.parent / file if file else page).read_text(encoding="utf-8")
+            headings = {slug(heading) for heading in re.findall(r"^#+ (.+)$", there, re.MULTILINE)}
+            assert anchor in headings, f"{page.name} links to {target}"

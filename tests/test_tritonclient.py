@@ -26,11 +26,11 @@ from google.protobuf.json_format import ParseDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.grpc import model_config_pb2, service_pb2
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, serialize_byte_tensor
 
 from tests import tiny_models
 from tests.conftest import Serve
-from tests.kserve_models import PATIENCE, Array, array_of, operator, raw_bytes, refused, weights, write_yaml
+from tests.kserve_models import PATIENCE, Array, array_of, operator, refused, weights, write_yaml
 from tests.real_server import COLOURS, Server, picture, serving, shares, write_model
 
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -88,7 +88,12 @@ def connected(server: Server, kind: str, **options: Any) -> Iterator[Triton]:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("triton")
-    for name, said in (("pairs", {}), ("fours", {"batching": {"max_batch_size": 4}}), ("reloaded", {})):
+    for name, said in (
+        ("pairs", {}),
+        ("fours", {"batching": {"max_batch_size": 4}}),
+        ("twos", {"batching": {"sizes": [2]}}),
+        ("reloaded", {}),
+    ):
         tiny_models.two_by_two(weights(folder / name))
         write_yaml(folder / name, **said)
     for datatype in ("FP16", "BF16", "INT8"):
@@ -99,6 +104,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = {"workers": 1, "batching": {"max_batch_size": 1, "max_queue_size": 1}}
     write_model(folder / "colours")
     write_model(folder / "narrow", {"latency_ms": 300}, **one)
+    write_model(folder / "slow", {"latency_ms": 1000}, **one)
     write_model(folder / "line", {"latency_ms": 150}, workers=1)
     write_model(folder / "failing", {"fail": [250, 0, 0]})
     (folder / "broken").mkdir()
@@ -107,10 +113,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("traces")
+
+
+@pytest.fixture(scope="session")
+def server(models: Path, traces: Path) -> Iterator[Server]:
     """Its models are under the clients' control; all but `broken` are loaded."""
     loaded = [f"--load-model={path.name}" for path in models.iterdir() if path.name != "broken"]
-    limits = ("--model-control-mode", "explicit", "--trace-dir", tmp_path_factory.mktemp("traces"), "--max-body-mb", 4)
+    limits = ("--model-control-mode", "explicit", "--trace-dir", traces, "--max-body-mb", 4)
     with serving(models, *loaded, *limits) as running:
         yield running
 
@@ -200,7 +211,7 @@ class TestStatistics:
 
     @pytest.mark.parametrize(
         ("model", "rows", "batches"),
-        [("pairs", 1, [1]), ("pairs", 7, [7]), ("fours", 3, [3]), ("fours", 10, [4, 4, 2])],
+        [("pairs", 1, [1]), ("pairs", 7, [7]), ("fours", 3, [3]), ("fours", 10, [4, 4, 2]), ("twos", 5, [2, 2, 1])],
     )
     def test_requests_rows_and_executions_are_counted(
         self, triton: Triton, model: str, rows: int, batches: list[int]
@@ -358,7 +369,6 @@ class TestSharedMemory:
                 outputs[0].set_shared_memory("region", 32, offset=64)
                 outputs[1].set_shared_memory("region", 32, offset=96)
                 answer = client.infer("pairs", [a, b], outputs=outputs)
-                assert answer.as_numpy("total") is None
                 told = answer.get_output("total")
                 assert list(told["shape"] if triton.kind == "http" else told.shape) == [2, 4]
                 total = shm.get_contents_as_numpy(handle, np.float32, [2, 4], offset=64)
@@ -371,11 +381,12 @@ class TestSharedMemory:
 
     def test_strings_come_from_and_go_to_shared_memory(self, triton: Triton) -> None:
         name, x = f"visionpool-text-{triton.kind}", np.array([[b"one", b"", "größe".encode()]], object)
-        size = len(raw_bytes(x))
+        packed = serialize_byte_tensor(x)
+        size = len(packed.item())
         with segment(name, 2 * size) as handle:
             triton.client.register_system_shared_memory("text", f"/{name}", 2 * size)
             try:
-                shm.set_shared_memory_region(handle, [x])
+                shm.set_shared_memory_region(handle, [packed])
                 (tensor,) = triton.inputs(x=x)
                 tensor.set_shared_memory("text", size)
                 output = triton.output("y")
@@ -385,6 +396,25 @@ class TestSharedMemory:
                 assert found.tolist() == x.tolist()
             finally:
                 triton.client.unregister_system_shared_memory("text")
+
+    @pytest.mark.parametrize("there", ["total", "difference"])
+    def test_one_output_may_go_there_and_another_travel(self, triton: Triton, there: str) -> None:
+        name = f"visionpool-other-{triton.kind}"
+        outputs = {name: triton.output(name) for name in ("total", "difference")}
+        outputs[there].set_shared_memory("other", 32)
+        wanted = {"total": ROWS + ROWS, "difference": ROWS - ROWS}
+        with segment(name, 32) as handle:
+            triton.client.register_system_shared_memory("other", f"/{name}", 32)
+            try:
+                answer = triton.infer("pairs", outputs=list(outputs.values()), a=ROWS, b=ROWS)
+                for output, array in wanted.items():
+                    if output == there:
+                        found = shm.get_contents_as_numpy(handle, np.float32, [2, 4]).copy()
+                    else:
+                        found = answer.as_numpy(output)
+                    assert found.tolist() == array.tolist()
+            finally:
+                triton.client.unregister_system_shared_memory("other")
 
     def test_one_input_may_lie_there_and_another_travel(self, triton: Triton) -> None:
         name = f"visionpool-half-{triton.kind}"
@@ -421,11 +451,14 @@ class TestSharedMemory:
     def test_a_place_that_is_too_small_and_a_region_that_is_not_there_are_refused(self, triton: Triton) -> None:
         name = f"visionpool-small-{triton.kind}"
         output = triton.output("total")
-        output.set_shared_memory("small", 31)
+        output.set_shared_memory("small", 32)
         with segment(name, 31):
             text = triton.refused("NOT_FOUND", lambda: triton.infer("pairs", outputs=[output], a=ROWS, b=ROWS))
             assert "'small'" in text
             triton.client.register_system_shared_memory("small", f"/{name}", 31)
+            text = triton.refused("INVALID_ARGUMENT", lambda: triton.infer("pairs", outputs=[output], a=ROWS, b=ROWS))
+            assert "lie outside" in text
+            output.set_shared_memory("small", 31)
             text = triton.refused("INVALID_ARGUMENT", lambda: triton.infer("pairs", outputs=[output], a=ROWS, b=ROWS))
             assert "takes 32 bytes" in text
             triton.client.unregister_system_shared_memory("small")
@@ -455,8 +488,8 @@ class Stream:
             self.answers.append((result, error))
             self._came.notify_all()
 
-    def send(self, id: str, a: Array, b: Array = ROWS, model: str = "pairs", **said: Any) -> None:
-        self._triton.client.async_stream_infer(model, self._triton.inputs(a=a, b=b), request_id=id, **said)
+    def send(self, name: str, a: Array, b: Array = ROWS, model: str = "pairs", **said: Any) -> None:
+        self._triton.client.async_stream_infer(model, self._triton.inputs(a=a, b=b), request_id=name, **said)
 
     def wait(self, count: int) -> list[tuple[Any, Any]]:
         with self._came:
@@ -504,14 +537,7 @@ class TestStreams:
             )
         over_grpc.client.stop_stream(cancel_requests=True)
         assert len(stream.answers) < 20
-        until(lambda: _idle(over_grpc, "line"))
         assert over_grpc.infer("line", images=pictures((1, 2, 3))).as_numpy("result").shape == (1,)
-
-
-def _idle(triton: Triton, model: str) -> bool:
-    """Whether a model has nothing in its queue: it answers right away (many would have to be waited for)."""
-    answer = triton.client.infer(model, triton.inputs(images=pictures((9, 9, 9))), client_timeout=PATIENCE)
-    return answer.as_numpy("result") is not None
 
 
 class TestRepository:
@@ -570,22 +596,26 @@ class TestRepository:
 
 
 class TestSwitches:
-    def test_traces_are_switched_on_for_one_model_and_off_again(self, triton: Triton) -> None:
-        client, name = triton.client, f"{triton.kind}.json"
-        said = {"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "2", "trace_file": name}
+    def test_traces_are_switched_on_for_one_model_and_off_again(self, triton: Triton, traces: Path) -> None:
+        client, file = triton.client, traces / f"{triton.kind}.json"
+        said = {"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "2", "trace_file": file.name}
+        as_json = {"as_json": True} if triton.kind == "grpc" else {}
+
+        def level() -> str:
+            shown = client.get_trace_settings(model_name="pairs", **as_json)
+            return json.dumps((shown["settings"] if as_json else shown)["trace_level"])
+
         client.update_trace_settings(model_name="pairs", settings=said)
         try:
-            shown = client.get_trace_settings(
-                model_name="pairs", **({"as_json": True} if triton.kind == "grpc" else {})
-            )
-            shown = shown["settings"] if triton.kind == "grpc" else shown
-            assert "TIMESTAMPS" in json.dumps(shown["trace_level"])
+            assert "TIMESTAMPS" in level()
             for number in range(3):
                 client.infer("pairs", triton.inputs(a=ROWS, b=ROWS), request_id=f"traced {number}")
+            until(lambda: file.exists() and b"traced 1" in file.read_bytes())
         finally:
             client.update_trace_settings(model_name="pairs", settings=dict.fromkeys(said))
-        shown = client.get_trace_settings(model_name="pairs", **({"as_json": True} if triton.kind == "grpc" else {}))
-        assert "TIMESTAMPS" not in json.dumps(shown)
+        assert "OFF" in level()
+        names = [name for name in ("traced 0", "traced 1", "traced 2") if name.encode() in file.read_bytes()]
+        assert names == ["traced 0", "traced 1"]
 
     def test_log_settings_are_shown_and_changed(self, triton: Triton) -> None:
         as_json = {"as_json": True} if triton.kind == "grpc" else {}
@@ -629,15 +659,33 @@ class TestTimeAndPlaces:
             self._has_room(over_grpc)
 
     def test_a_cancelled_request_gives_its_place_back(self, over_grpc: Triton) -> None:
-        inputs = over_grpc.inputs(images=pictures((1, 2, 3)))
-        ended: list[Any] = []
-        for _ in range(2):
-            call = over_grpc.client.async_infer("narrow", inputs, lambda result, error: ended.append(error))
-            until(lambda: _refused_now(over_grpc, inputs) or len(ended) > 0 or True)
-            call.cancel()
-        until(lambda: len(ended) == 2)
-        assert all("cancelled" in str(error).lower() for error in ended)
-        self._has_room(over_grpc)
+        """`slow` takes a second, and has room for two: while the first runs, the second's place is the only other one."""
+        ended: list[str] = []
+
+        def ask(name: str) -> Any:
+            def end(result: Any, error: Any) -> None:
+                ended.append(f"{name} {refused(error).kind if error else 'OK'}")
+
+            return over_grpc.client.async_infer("slow", over_grpc.inputs(images=pictures((1, 2, 3))), end)
+
+        ask("first")
+        second = ask("second")
+        ask("too many")
+        until(lambda: ended == ["too many RESOURCE_EXHAUSTED"])
+        second.cancel()
+        until(lambda: "second CANCELLED" in ended)
+
+        def let_in() -> bool:
+            """Who is refused is told so before anyone else gets an answer."""
+            refusals = ended.count("third RESOURCE_EXHAUSTED")
+            ask("third")
+            until(lambda: ended.count("third RESOURCE_EXHAUSTED") > refusals or "first OK" in ended)
+            return ended.count("third RESOURCE_EXHAUSTED") == refusals
+
+        until(let_in)
+        assert ended.count("third RESOURCE_EXHAUSTED") < 20
+        until(lambda: "third OK" in ended)
+        assert ended.index("first OK") < ended.index("third OK")
 
     def test_a_full_queue_refuses(self, server: Server) -> None:
         """Ten at once, and there is room for two."""
@@ -670,8 +718,6 @@ class TestTimeAndPlaces:
         until(lambda: len(done) == 8)
         assert sorted(done) == [str(number) for number in range(8)]
         assert done.index("7") < done.index("4") < done.index("6")
-        rest = [one for one in done if one in "12356"]
-        assert rest == sorted(rest)
 
     @staticmethod
     def _has_room(triton: Triton) -> None:
@@ -693,10 +739,6 @@ class TestTimeAndPlaces:
         until(both)
 
 
-def _refused_now(triton: Triton, inputs: Any) -> bool:
-    return False
-
-
 class TestGrpcItself:
     def test_health_is_told_in_grpcs_own_protocol(self, server: Server) -> None:
         with grpc.insecure_channel(server.grpc) as channel:
@@ -715,7 +757,9 @@ class TestGrpcItself:
 
     def test_bytes_that_are_no_message_are_the_callers_fault(self, server: Server) -> None:
         with grpc.insecure_channel(server.grpc) as channel:
-            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                "/inference.GRPCInferenceService/ModelInfer"
+            )
             with pytest.raises(grpc.RpcError) as caught:
                 call(b"\xff\xff\xff", timeout=PATIENCE)
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -117,8 +117,7 @@ def written_response(response: InferResponse) -> Any:
     for output in response.outputs:
         tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
         write_parameters(output.parameters, tensor.parameters)
-        if output.data is not None:
-            message.raw_output_contents.append(output.data)
+        message.raw_output_contents.append(output.data or b"")  # of all, for clients find an output's by its position
     write_parameters(response.parameters, message.parameters)
     return message
 

@@ -25,6 +25,7 @@ from visionpool_server.api.kserve.datatypes import from_buffer
 from visionpool_server.api.kserve.messages import InferRequest, InferResponse, InputTensor, OutputTensor, Parameters
 from visionpool_server.api.kserve.outputs import Regions, Wanted, place_of, rendered, wanted_outputs
 from visionpool_server.api.options import PredictOptions, read_ask
+from visionpool_server.backends import Engine
 from visionpool_server.batching import DEFAULT_PRIORITY, PRIORITY_LEVELS, Job, Tensors
 from visionpool_server.families import Family, Options
 from visionpool_server.imaging.recipe import Geometry
@@ -87,26 +88,25 @@ class Inference:
         for tensor in request.inputs:
             port = contract.input_for(tensor)
             arrays[port.name] = self._array(tensor)
-        pool = model.pool if model.family is None else await asyncio.to_thread(model.tensor_pool)
+        pool = await _tensor_pool(model)
         engine = pool.engines[0][0]
         rows = contract.checked(arrays, batched=engine.batched)
         if not rows and engine.batch_sizes:
             raise InvalidRequest(f"a batch of no rows for {model.name}", hint="send at least one")
         finish = self._finisher(contract, wanted, request, arrays, batched=engine.batched)
-        return await self._run(pool, _pieces(arrays, rows, engine), finish, terms)
+        pieces = _pieces(arrays, rows, _piece_rows(model, engine))
+        jobs = [_tensor_job(piece, terms, batched=engine.batched) for piece in pieces]
+        return await self._run(pool, jobs, finish, terms)
 
-    async def _run(self, pool: Pool, pieces: Sequence[Tensors], finish: _FinishTensors, terms: _Terms) -> _Answer:
-        if len(pieces) == 1:
-            job = _tensor_job(pieces[0], finish, terms)
-            stages = await self._service.run(pool, [job], terms.timeout)
-            return job.future.result(), stages
-        jobs = [_tensor_job(piece, _copied, terms) for piece in pieces]
+    async def _run(self, pool: Pool, jobs: Sequence[Job], finish: _FinishTensors, terms: _Terms) -> _Answer:
+        if len(jobs) == 1:
+            jobs[0].finish = finish
+            stages = await self._service.run(pool, jobs, terms.timeout)
+            return jobs[0].future.result(), stages
         stages = await self._service.run(pool, jobs, terms.timeout)
         parts = [job.future.result() for job in jobs]
-        whole = await self._off_loop(
-            lambda: finish({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
-        )
-        return whole, stages
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return await self._off_loop(partial(finish, whole)), stages
 
     def _finisher(
         self,
@@ -208,6 +208,12 @@ def _terms(model: Model, parameters: Parameters, limit: float | None) -> _Terms:
     return _Terms(seconds if limit is None else min(seconds, limit), priority)
 
 
+async def _tensor_pool(model: Model) -> Pool:
+    """The pool of its own tensors, which a vision model may have to load first."""
+    loaded = model.tensors.loaded if model.tensors else model.pool
+    return loaded or await asyncio.to_thread(model.tensor_pool)
+
+
 def _check_names(contract: Contract, inputs: Sequence[InputTensor]) -> None:
     """Raises InvalidRequest where an input comes twice, be it by its alias."""
     if len(inputs) > 1:
@@ -223,10 +229,20 @@ def _options(model: Model, parameters: Parameters) -> Options:
     return options
 
 
-def _tensor_job(tensors: Tensors, finish: Any, terms: _Terms) -> Job:
-    first = next(iter(tensors.values()))
+def _tensor_job(tensors: Tensors, terms: _Terms, *, batched: bool) -> Job:
     key = tuple(tensor.shape[1:] for tensor in tensors.values())
-    return Job(tensors, finish, rows=len(first) if first.ndim else 1, shape_key=key, priority=terms.priority)
+    rows = len(next(iter(tensors.values()))) if batched else 1
+    return Job(tensors, _copied, rows=rows, shape_key=key, priority=terms.priority)
+
+
+def _piece_rows(model: Model, engine: Engine) -> int | None:
+    """How many rows of a request run at once; None: all of them, as they came.
+
+    Only who sets up batching says that rows are independent of one another: cut, a mean over all of them would be another.
+    """
+    if not engine.batched or not (engine.batch_sizes or model.bundle.batching.max_batch_size):
+        return None
+    return engine.max_batch_size
 
 
 def _pieces(arrays: dict[str, NDArray[Any]], rows: int, limit: int | None) -> list[Tensors]:
