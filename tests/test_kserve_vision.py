@@ -119,14 +119,13 @@ def letterboxed(pixels: Pixels) -> NDArray[np.float32]:
     box = np.full((SIZE, SIZE, 3), 114, np.uint8)
     top, left = (SIZE - inner[0]) // 2, (SIZE - inner[1]) // 2
     box[top : top + inner[0], left : left + inner[1]] = cv2.resize(pixels, inner[::-1], interpolation=cv2.INTER_LINEAR)
-    made: NDArray[np.float32] = (box.astype(np.float32) / 255).transpose(2, 0, 1)[None]
-    return made
+    return (box.astype(np.float32) / np.float32(255)).transpose(2, 0, 1)[None]
 
 
 def normalised(pixels: Pixels) -> NDArray[np.float32]:
     """(1, 3, 32, 32) as `classifier` says it."""
-    small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
-    made = (small - np.array(NORMAL["mean"], np.float32)) / np.array(NORMAL["std"], np.float32)
+    small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_LINEAR)
+    made = (small.astype(np.float32) / np.float32(255) - np.array(NORMAL["mean"], np.float32)) / np.array(NORMAL["std"], np.float32)
     return np.ascontiguousarray(made.transpose(2, 0, 1)[None], np.float32)
 
 

@@ -64,7 +64,9 @@ def test_every_route_is_described(document: dict[str, Any]) -> None:
         "GET /health/live",
         "GET /health/ready",
     }
-    assert {"GET /v2", "POST /v2/models/{model}/infer", "GET /v2/models/{model}/config"} <= {n for n, _ in operations(document)}
+    assert {"GET /v2", "POST /v2/models/{model}/infer", "GET /v2/models/{model}/config"} <= {
+        n for n, _ in operations(document)
+    }
     for name, operation in operations(document):
         assert operation["summary"], name
         assert operation["tags"], name

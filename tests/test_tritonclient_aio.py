@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,9 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from tests import tiny_models
 from tests.kserve_models import PATIENCE, Array, array_of, operator, refused, weights, write_yaml
 from tests.real_server import Server, picture, serving, write_model
+
+# tritonclient drops answers that it does not read to their end, and aiohttp complains whenever they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Connection.__del__:pytest.PytestUnraisableExceptionWarning")
 
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 LIBRARIES: dict[str, Any] = {"http": http_aio, "grpc": grpc_aio}
@@ -81,6 +85,7 @@ def run(
                 await work(client)
 
         asyncio.run(main())
+        gc.collect()  # here, where it is expected: see `pytestmark`
 
     return run_it
 

@@ -210,8 +210,11 @@ def _terms(model: Model, parameters: Parameters, limit: float | None) -> _Terms:
 
 async def _tensor_pool(model: Model) -> Pool:
     """The pool of its own tensors, which a vision model may have to load first."""
-    loaded = model.tensors.loaded if model.tensors else model.pool
-    return loaded or await asyncio.to_thread(model.tensor_pool)
+    if model.tensors is None:
+        return model.pool
+    if loaded := model.tensors.loaded:
+        return loaded
+    return await asyncio.to_thread(model.tensor_pool)
 
 
 def _check_names(contract: Contract, inputs: Sequence[InputTensor]) -> None:
