@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,32 +16,32 @@ import uvloop
 from fastapi import FastAPI
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
-from visionpool.v1 import vision_pb2 as v1
-from visionpool.v1 import vision_pb2_grpc
 from visionpool_server.api import errors
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.grpc_errors import Context
-from visionpool_server.api.grpc_vision import VisionServicer
+from visionpool_server.api.grpc_vision import VisionGrpc
 from visionpool_server.api.http_vision import VisionApi
 from visionpool_server.api.urls import UrlFetcher
 from visionpool_server.models.loader import Defaults
 from visionpool_server.models.repository import Repository, load_all, locate
 from visionpool_server.service import Service
 
+Channel = Sequence[tuple[str, int]]
 
-class Watched(VisionServicer):
+
+class Watched(VisionGrpc):
     """Knows how many frames its streams have read, and how many at most without having answered them."""
 
     frames_read = frames_answered = most_ahead = 0
 
-    async def PredictStream(self, request: AsyncIterator[v1.PredictStreamRequest], context: Context) -> None:
-        async def counted() -> AsyncIterator[v1.PredictStreamRequest]:
-            async for frame in request:
+    async def predict_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        async def counted() -> AsyncIterator[bytes]:
+            async for frame in requests:
                 self.frames_read += 1
                 self.most_ahead = max(self.most_ahead, self.frames_read - self.frames_answered)
                 yield frame
 
-        await super().PredictStream(counted(), cast(Context, CountedAnswers(context, self)))
+        await super().predict_stream(counted(), cast(Context, CountedAnswers(context, self)))
 
 
 class CountedAnswers:
@@ -53,7 +53,7 @@ class CountedAnswers:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
-    async def write(self, message: v1.PredictStreamResponse) -> None:
+    async def write(self, message: bytes) -> None:
         await self._context.write(message)
         self._watched.frames_answered += 1
 
@@ -61,13 +61,14 @@ class CountedAnswers:
 class LocalServer:
     """`http` and `grpc` are its addresses once it has started; `health` can be set to 1 (serving) or 2 (not)."""
 
-    def __init__(self, folder: Path, limits: BodyLimits, max_pixels: int) -> None:
+    def __init__(self, folder: Path, limits: BodyLimits, max_pixels: int, channel: Channel) -> None:
         self.models = Repository()
         self.service = Service(self.models, max_pixels=max_pixels)
         self.vision = Watched(self.service, limits)
         self.limits = limits
         self.http = self.grpc = ""
         self._folder = folder
+        self._channel = channel
         self._health = health.HealthServicer()
         self._started = threading.Event()
         self._stop: asyncio.Event
@@ -105,8 +106,10 @@ class LocalServer:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", self.limits.max_bytes * 2)])
-        vision_pb2_grpc.add_VisionServicer_to_server(self.vision, server)  # type: ignore[no-untyped-call]
+        server = grpc.aio.server(
+            options=[("grpc.max_receive_message_length", self.limits.max_bytes * 2), *self._channel]
+        )
+        server.add_generic_rpc_handlers((self.vision.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.grpc = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -126,9 +129,11 @@ class LocalServer:
 
 
 @contextmanager
-def local_server(folder: Path, limits: BodyLimits | None = None, max_pixels: int = 50_000_000) -> Iterator[LocalServer]:
-    """A server of all models in `folder`, stopped in the end."""
-    server = LocalServer(folder, limits or BodyLimits(), max_pixels)
+def local_server(
+    folder: Path, limits: BodyLimits | None = None, max_pixels: int = 50_000_000, channel: Channel = ()
+) -> Iterator[LocalServer]:
+    """A server of all models in `folder`, stopped in the end. `channel`: more options of its gRPC connections."""
+    server = LocalServer(folder, limits or BodyLimits(), max_pixels, channel)
     try:
         server.start()
         yield server

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -98,15 +98,14 @@ class Awaited:
         return call
 
     def stream(self, *args: Any, **options: Any) -> Iterator[Any]:
-        results = self._client.stream(*args, **options)
-        closing = cast(Any, results).aclose
+        results: AsyncGenerator[Any, None] = self._client.stream(*args, **options)
         try:
             while True:
-                yield self._runner.run(cast(Any, results).__anext__())
+                yield self._runner.run(results.asend(None))
         except StopAsyncIteration:
             return
         finally:
-            self._runner.run(closing())
+            self._runner.run(results.aclose())
 
 
 @contextmanager

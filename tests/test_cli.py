@@ -72,7 +72,13 @@ class TestHelp:
             (["--help"], ["visionpool serve yolov8n.onnx", "visionpool predict yolov8n.onnx street.jpg"]),
             (
                 ["serve", "--help"],
-                ["visionpool serve models/ --http-port 9000", "HETERO:GPU,CPU", "VISIONPOOL_HTTP_PORT"],
+                [
+                    "visionpool serve models/ --http-port 9000",
+                    "--grpc-port 9001",
+                    "--model-control-mode explicit --load-model street",
+                    "HETERO:GPU,CPU",
+                    "VISIONPOOL_HTTP_PORT",
+                ],
             ),
             (["predict", "-h"], ["visionpool predict yolov8n.onnx street.jpg --save found.jpg", "--json"]),
         ],
@@ -102,8 +108,7 @@ class TestHelp:
         assert len(flags) > 10
         for parameter in flags:
             assert parameter.envvar == f"VISIONPOOL_{parameter.name.upper()}"
-            if parameter.name not in ("log_level",):
-                assert parameter.help, parameter.name
+            assert parameter.help, parameter.name
 
 
 class TestPredict:

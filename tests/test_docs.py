@@ -25,7 +25,7 @@ def test_the_example_is_one() -> None:
     examples = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)]
     for example in examples:
         recipe_from(Bundle.model_validate(example).preprocess or ())
-    assert set(examples[-1]) == set(Bundle.model_fields)
+    assert set(Bundle.model_fields) in map(set, examples)
 
 
 @pytest.mark.parametrize("step", written_steps())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import grpc
 import numpy as np
 import pytest
 import visionpool
@@ -196,6 +197,13 @@ def test_an_error_of_something_else_is_judged_by_its_status(
     assert type(caught.value) is kind
     assert hint in (caught.value.hint or "")
     assert len(server.requests) == 1
+
+
+def test_a_connection_that_was_ended_for_its_age_says_so(server: ScriptedServer, connect: Connect) -> None:
+    server.script = [Reply(code=grpc.StatusCode.UNAVAILABLE, details="max connection age")]
+    with pytest.raises(errors.ConnectionFailed, match="has ended it amid the call") as caught:
+        connect(server.address).predict("m", JPEG)
+    assert "call again" in (caught.value.hint or "")
 
 
 def test_an_error_of_a_newer_server_is_judged_by_its_status(server: ScriptedServer, connect: Connect) -> None:

@@ -26,6 +26,7 @@ from visionpool_server.api.budget import ByteBudget
 from visionpool_server.api.errors import STATUS
 from visionpool_server.api.grpc_errors import packed
 from visionpool_server.api.grpc_frames import in_flight
+from visionpool_server.api.grpc_server import GrpcOptions
 from visionpool_server.service import Service
 
 from tests.local_server import LocalServer, local_server
@@ -35,6 +36,7 @@ from tests.scripted_grpc import Connect, connecting
 RED, GREEN = picture((200, 20, 30)), picture((20, 200, 30))
 BROKEN = RED[:60]
 SMALL = BodyLimits(max_bytes=100_000, max_pictures=4, budget=ByteBudget(300_000))
+METHODS = v1.DESCRIPTOR.services_by_name["Vision"].methods_by_name
 Ask = Callable[[Any], object]
 
 
@@ -258,6 +260,36 @@ def test_requests_that_clients_of_ours_do_not_send_are_refused(stub: Any) -> Non
         list(stub.PredictStream(iter([v1.PredictStreamRequest(picture=RED)])))
 
 
+@pytest.fixture
+def channel(server: LocalServer) -> Iterator[Any]:
+    """For bytes that no stub would send."""
+    with grpc.insecure_channel(server.grpc) as made:
+        yield made
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bytes_that_are_no_message_are_the_callers_fault(channel: Any, method: str) -> None:
+    path = f"/visionpool.v1.Vision/{method}"
+    with pytest.raises(grpc.RpcError, match=f"this is no {method}Request") as caught:
+        if METHODS[method].client_streaming:
+            list(channel.stream_stream(path)(iter([b"\xff"]), timeout=10))
+        else:
+            channel.unary_unary(path)(b"\xff", timeout=10)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert json.loads(dict(error.trailing_metadata())["visionpool-error-bin"])["code"] == "invalid_request"
+
+
+def test_a_stream_answers_what_came_before_bytes_that_are_no_message(channel: Any) -> None:
+    frame = v1.PredictStreamRequest(model="colours", picture=RED).SerializeToString()
+    answers = channel.stream_stream("/visionpool.v1.Vision/PredictStream")(iter([frame, frame, b"\xff", frame]))
+    seen = []
+    with pytest.raises(grpc.RpcError, match="this is no PredictStreamRequest"):
+        for answer in answers:
+            seen.append(v1.PredictStreamResponse.FromString(answer).WhichOneof("outcome"))
+    assert seen == ["result", "result"]
+
+
 def test_an_annotated_picture_comes_with_its_result(stub: Any) -> None:
     response = stub.Annotate(v1.AnnotateRequest(model="colours", version="1", picture=RED))
     assert response.format == v1.PICTURE_FORMAT_JPEG and response.result.classification.labels[0] == "red"
@@ -287,6 +319,12 @@ def test_a_cancelled_call_frees_its_place(server: LocalServer, stub: Any) -> Non
         time.sleep(0.005)
     assert pool._admitted == 0
     assert all_places_free(server, "narrow")
+
+
+def test_clients_may_ping_between_calls_as_often_as_during_them() -> None:
+    options = dict(GrpcOptions().channel())
+    assert options["grpc.keepalive_permit_without_calls"] == 1  # else three pings in two hours, and the server hangs up
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] <= 6_000
 
 
 def test_health_is_that_of_the_server(server: LocalServer, client: visionpool.GrpcClient) -> None:
@@ -439,7 +477,7 @@ async def _given_back(budget: ByteBudget) -> None:
 
 
 def test_leaving_a_stream_early_frees_its_places(server: LocalServer, client: visionpool.GrpcClient) -> None:
-    results: Any = client.stream("slow", [RED] * 100)
+    results = client.stream("slow", [RED] * 100)
     next(results)
     results.close()
     assert all_places_free(server, "slow")
@@ -456,14 +494,15 @@ def test_an_asynchronous_source_is_read_as_there_is_room(server: LocalServer) ->
 
     async def watch() -> int:
         seen = 0
-        async with visionpool.AsyncGrpcClient(server.grpc) as client:
-            stream: Any = client.stream("slow", frames(), in_flight=4)
-            async with aclosing(stream) as results:
-                async for result in results:
-                    assert colour_of(result) == "red"
-                    seen += 1
-                    if seen == 5:
-                        break
+        async with (
+            visionpool.AsyncGrpcClient(server.grpc) as client,
+            aclosing(client.stream("slow", frames(), in_flight=4)) as results,
+        ):
+            async for result in results:
+                assert colour_of(result) == "red"
+                seen += 1
+                if seen == 5:
+                    break
         return seen
 
     assert asyncio.run(watch()) == 5
@@ -589,6 +628,15 @@ def test_a_stream_that_breaks_off_says_so_and_is_not_begun_again(
                 cable.cut()
     assert 5 <= seen < 30
     assert all_places_free(server, "slow")
+
+
+def test_a_stream_that_outlives_its_connection_says_so_and_what_to_do(tmp_path: Path, connect: Connect) -> None:
+    write_model(tmp_path / "slow", {"latency_ms": 50})
+    old = (("grpc.max_connection_age_ms", 300), ("grpc.max_connection_age_grace_ms", 300))
+    with local_server(tmp_path, channel=old) as server:
+        stream = connect(server.grpc).stream("slow", [RED] * 1000)
+        with pytest.raises(errors.ConnectionFailed, match="--grpc-max-connection-age"):
+            list(stream)
 
 
 def test_a_call_whose_connection_breaks_is_not_sent_again(server: LocalServer, connect: Connect, cable: Cable) -> None:

@@ -59,12 +59,14 @@ def config_of(model: Model) -> Any:
 
 
 def test_the_server_names_the_extensions_that_work() -> None:
-    said = description.server_metadata(tracing=True)
+    said = description.server_metadata(shared_memory=True, tracing=True)
     assert (said.name, said.version.count(".") >= 2) == ("visionpool", True)
     assert {"classification", "schedule_policy", "binary_tensor_data", "trace", "logging"} <= set(said.extensions)
     assert len(set(said.extensions)) == len(said.extensions)
     assert not {"sequence", "cuda_shared_memory", "model_repository(unload_dependents)"} & set(said.extensions)
-    assert "trace" not in description.server_metadata(tracing=False).extensions
+    assert "system_shared_memory" in said.extensions
+    fewer = description.server_metadata(shared_memory=False, tracing=False).extensions
+    assert set(said.extensions) - set(fewer) == {"system_shared_memory", "trace"}
 
 
 def test_metadata_are_the_models_own_tensors(colours: Model) -> None:

@@ -6,12 +6,15 @@ nothing of ours.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import openvino
+import openvino.opset13 as ops
 import pytest
 from onnx import TensorProto
 
@@ -35,6 +38,7 @@ from tests.real_server import Server, serving
 from tests.tiny_models import Graph
 
 NUMBERS = [name for name in ONNX_TYPES if name not in ("BOOL", "BYTES")]
+SCALARS = ("BOOL", "UINT8", "INT64", "FP16", "FP32", "FP64", "BYTES")
 every_way = pytest.mark.parametrize("how", WAYS)
 
 
@@ -56,6 +60,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     write_yaml(operator(folder / "text", "Identity", "BYTES", ["n", "m"]), runtime={"backend": "onnxruntime"})
     operator(folder / "scalar", "Neg", "FP32", [])
+    for datatype in SCALARS:
+        scalar = operator(folder / f"scalar_{datatype}", "Identity", datatype, [])
+        write_yaml(scalar, runtime={"backend": "onnxruntime"})
+    _mixed(folder / "mixed")
+    _nameless(folder / "nameless")
     operator(folder / "empty", "Neg", "FP32", ["n", 0])
     operator(folder / "free", "Sigmoid", "FP32", ["n", "m", "k"])
     operator(folder / "fixed", "Neg", "FP32", [3, 4])
@@ -70,6 +79,32 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _pairs(folder: Path) -> Path:
     tiny_models.two_by_two(weights(folder))
     return folder
+
+
+def _mixed(folder: Path) -> Path:
+    """Inputs of three types, outputs of three."""
+    graph = Graph()
+    where = graph.input("where", ["n", 4], TensorProto.BOOL)
+    x = graph.input("x", ["n", 4])
+    other = graph.input("other", ["n", 1], TensorProto.INT32)
+    graph.add("Where", where, x, graph.add("Cast", other, to=TensorProto.FLOAT), output="chosen")
+    graph.add("Not", where, output="elsewhere")
+    graph.add("Neg", other, output="turned")
+    graph.output("chosen", ["n", 4])
+    graph.output("elsewhere", ["n", 4], TensorProto.BOOL)
+    graph.output("turned", ["n", 1], TensorProto.INT32)
+    graph.save(weights(folder))
+    return folder
+
+
+def _nameless(folder: Path) -> None:
+    """An IR whose tensors have no names: only such a file can leave them out."""
+    folder.mkdir()
+    parameter = ops.parameter([-1, 3], np.float32)
+    model = openvino.Model([ops.relu(parameter), ops.negative(parameter)], [parameter], "nameless")
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    text = (folder / "model.xml").read_text(encoding="utf-8")
+    (folder / "model.xml").write_text(re.sub(r' (output_)?names="[^"]*"', "", text), encoding="utf-8")
 
 
 def _shapes(folder: Path) -> Path:
@@ -141,6 +176,28 @@ class TestAnswers:
     @every_way
     def test_a_scalar_has_no_dimensions(self, how: str, ways: dict[str, Way], models: Path) -> None:
         check(ways[how], models, "scalar", x=np.array(2.5, np.float32))
+
+    @each_way_with(*SCALARS)
+    def test_a_scalar_may_be_of_any_type(self, how: str, datatype: str, ways: dict[str, Way], models: Path) -> None:
+        check(ways[how], models, f"scalar_{datatype}", x=array_of(datatype, []))
+
+    @every_way
+    @pytest.mark.parametrize("rows", [1, 5])
+    def test_tensors_of_several_types_go_in_and_come_out(
+        self, how: str, rows: int, ways: dict[str, Way], models: Path
+    ) -> None:
+        where, x = array_of("BOOL", [rows, 4]), np.random.default_rng(rows).normal(size=(rows, 4)).astype(np.float32)
+        check(ways[how], models, "mixed", other=array_of("INT32", [rows, 1]), where=where, x=x)
+
+    @every_way
+    def test_outputs_without_a_name_go_by_their_position(self, how: str, ways: dict[str, Way]) -> None:
+        x = np.array([[-1.5, 0, 2]], np.float32)
+        told = ways[how](Ask("nameless", {"input_0": x}))
+        assert list(told.outputs) == ["output_0", "output_1"]
+        assert_same(told.outputs["output_0"], np.maximum(x, 0))
+        assert_same(told.outputs["output_1"], -x)
+        told = ways[how](Ask("nameless", {"input_0": x}, outputs={"output_1": {}}))
+        assert list(told.outputs) == ["output_1"]
 
     @every_way
     def test_a_dimension_may_be_of_size_0(self, how: str, ways: dict[str, Way], models: Path) -> None:
@@ -222,6 +279,11 @@ def _row(count: int = 1) -> Array:
 REFUSALS: dict[str, tuple[Ask, str, str]] = {
     "an unknown model": (Ask("nothing", {"x": _row()}), "NOT_FOUND", "nothing"),
     "an unknown version": (Ask("pairs", {"a": _row(), "b": _row()}, version="9"), "NOT_FOUND", "9"),
+    "a version that is no number": (
+        Ask("pairs", {"a": _row(), "b": _row()}, version="newest"),
+        "NOT_FOUND",
+        "failed to get model version from specified version string 'newest'",
+    ),
     "an unknown input": (Ask("pairs", {"a": _row(), "c": _row()}), "INVALID_ARGUMENT", "no input 'c'"),
     "a missing input": (Ask("pairs", {"a": _row()}), "INVALID_ARGUMENT", "'b' is missing"),
     "an alias beside its own name": (
@@ -301,6 +363,13 @@ class TestRefusals:
         assert {one[0] for one in told.values()} == {kind}, told
         assert len({one[1] for one in told.values()}) == 1, told
         assert text in told["http-json"][1]
+
+    @every_way
+    def test_a_request_without_inputs_is_refused(self, how: str, ways: dict[str, Way]) -> None:
+        """In words of its own where it is JSON that lacks them."""
+        with pytest.raises(Refused, match=r"no inputs|'a', 'b' is missing") as caught:
+            ways[how](Ask("pairs", {}))
+        assert caught.value.kind == "INVALID_ARGUMENT"
 
     @every_way
     def test_data_that_do_not_fill_their_shape_are_refused(self, how: str, ways: dict[str, Way]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Iterator
@@ -12,13 +13,28 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.utils.shared_memory as triton
 from hypothesis import given
 from hypothesis import strategies as st
-from visionpool.errors import InvalidRequest, NotFound, TooLarge
+from tritonclient.utils import InferenceServerException
+from visionpool.errors import InvalidRequest, NotFound, QueueFull, TooLarge, Unimplemented
+from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.budget import ByteBudget
+from visionpool_server.api.kserve.control import Control
+from visionpool_server.api.kserve.messages import InferRequest, InputTensor
+from visionpool_server.api.kserve.protocol import Kserve
 from visionpool_server.api.kserve.shared_memory import SEGMENTS, SharedMemory
+from visionpool_server.api.kserve.switches import Tracing
+from visionpool_server.models.loader import Defaults
+from visionpool_server.models.repository import Repository
+from visionpool_server.service import Service
+
+from tests.conftest import Serve
+from tests.kserve_models import operator
 
 BOUND = 20.0  # seconds that anything here may take at most
 SIZE = 4096
@@ -201,7 +217,7 @@ def test_nothing_outside_of_a_region_is_ever_read(start: int, size: int, offset:
             if offset >= 0 and 0 <= count <= size - offset:
                 assert memory.read("a", offset, count) == content[start + offset : start + offset + count]
             else:
-                with pytest.raises((InvalidRequest, TooLarge)):
+                with pytest.raises(InvalidRequest):
                     memory.read("a", offset, count)
         finally:
             memory.close()
@@ -246,12 +262,18 @@ def test_a_segment_that_was_unlinked_is_still_the_one_registered(memory: SharedM
     assert memory.read("a", 0, 3) == b"old"
 
 
-def test_one_read_takes_no_more_than_allowed(segment: mp.SharedMemory) -> None:
-    memory = SharedMemory(max_bytes=100)
-    memory.register("a", segment.name, 0, SIZE)
-    assert len(memory.read("a", 0, 100)) == 100
-    with pytest.raises(TooLarge, match="at most 100"):
-        memory.read("a", 0, 101)
+def test_where_it_is_switched_off_every_call_says_so() -> None:
+    memory = SharedMemory(allowed=False)
+    assert not memory.available
+    for call in (
+        lambda: memory.register("a", "/a", 0, 1),
+        memory.unregister,
+        memory.status,
+        lambda: memory.read("a", 0, 1),
+        lambda: memory.write("a", 0, b"1"),
+    ):
+        with pytest.raises(Unimplemented, match=r"switched off .*--no-system-shared-memory"):
+            call()
     memory.close()
 
 
@@ -309,3 +331,61 @@ def test_many_threads_register_read_and_unregister_at_once(memory: SharedMemory,
         assert sum(pool.map(churn, "aabbccdd", timeout=BOUND)) > 0
     assert not memory.status().regions
     assert descriptors() == before
+
+
+# In a server
+
+
+def test_tensors_in_shared_memory_are_bounded_and_counted_as_those_in_requests() -> None:
+    limits = BodyLimits(max_bytes=100, budget=ByteBudget(150))
+    models = Repository()
+    service = Service(models, threads=1)
+    control, tracing = Control(models, [], Defaults(), explicit=False), Tracing(None, models)
+    kserve = Kserve(service, control, tracing, SharedMemory(), limits=limits, ready=lambda: True)
+
+    def asked(*sizes: Any) -> None:
+        places = [{"shared_memory_region": "r", "shared_memory_byte_size": size} for size in sizes]
+        inputs = [InputTensor(f"x{i}", "UINT8", (1,), None, place) for i, place in enumerate(places)]
+        asyncio.run(kserve.infer(InferRequest("nobody", "", inputs)))
+
+    try:
+        for too_much in ((101,), (60, 41)):
+            with pytest.raises(TooLarge, match="larger than"):
+                asked(*too_much)
+        for fine in ((60, 40), (-1,), ("1",), (None,)):  # or refused where it is read
+            with pytest.raises(NotFound, match="nobody"):
+                asked(*fine)
+        with limits.budget.hold() as held, pytest.raises(QueueFull):
+            held.take(100)
+            asked(60)
+        assert limits.budget.used == 0
+    finally:
+        kserve.close()
+        service.close()
+
+
+def test_a_server_without_it_names_it_nowhere_and_refuses_its_calls(serve: Serve, tmp_path: Path) -> None:
+    server = serve(operator(tmp_path / "same", "Identity", "FP32", ["n", 4]), "--no-system-shared-memory")
+    with (
+        httpx.Client(base_url=server.url, timeout=BOUND) as http,
+        triton_grpc.InferenceServerClient(server.grpc) as rpc,
+    ):
+        assert "system_shared_memory" not in http.get("/v2").json()["extensions"]
+        place = {"shared_memory_region": "r", "shared_memory_byte_size": 16}
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "parameters": place}
+        for answer in (
+            http.get("/v2/systemsharedmemory/status"),
+            http.post("/v2/systemsharedmemory/region/r/register", json={"key": "/k", "byte_size": 16}),
+            http.post("/v2/systemsharedmemory/unregister"),
+            http.post("/v2/models/same/infer", json={"inputs": [tensor]}),
+        ):
+            assert answer.status_code == 501
+            assert "--no-system-shared-memory" in answer.json()["error"]
+        for call in (
+            rpc.get_system_shared_memory_status,
+            rpc.unregister_system_shared_memory,
+            lambda: rpc.register_system_shared_memory("r", "/k", 16),
+        ):
+            with pytest.raises(InferenceServerException, match="switched off") as refused:
+                call()
+            assert refused.value.status() == "StatusCode.UNIMPLEMENTED"

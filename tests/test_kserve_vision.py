@@ -15,8 +15,12 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+import tritonclient.utils.shared_memory as shm
 from numpy.typing import NDArray
 from onnx import TensorProto
+from tritonclient.utils import serialize_byte_tensor
 from visionpool_server.app import DEMO_MODELS
 
 from tests import tiny_models
@@ -125,7 +129,9 @@ def letterboxed(pixels: Pixels) -> NDArray[np.float32]:
 def normalised(pixels: Pixels) -> NDArray[np.float32]:
     """(1, 3, 32, 32) as `classifier` says it."""
     small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_LINEAR)
-    made = (small.astype(np.float32) / np.float32(255) - np.array(NORMAL["mean"], np.float32)) / np.array(NORMAL["std"], np.float32)
+    made = (small.astype(np.float32) / np.float32(255) - np.array(NORMAL["mean"], np.float32)) / np.array(
+        NORMAL["std"], np.float32
+    )
     return np.ascontiguousarray(made.transpose(2, 0, 1)[None], np.float32)
 
 
@@ -277,6 +283,31 @@ class TestTensors:
             start += count
 
 
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_pictures_and_results_may_lie_in_shared_memory(kind: str, server: Server) -> None:
+    files = [encoded(pixels) for pixels in samples()[:2]]
+    wanted = predicted(server, "detector", *files)
+    packed, room = serialize_byte_tensor(pictures(*files)), 1 << 16
+    size, name = len(packed.item()), f"visionpool-pictures-{kind}"
+    library: Any = triton_http if kind == "http" else triton_grpc
+    handle = shm.create_shared_memory_region(name, f"/{name}", size + room)
+    try:
+        with library.InferenceServerClient(
+            server.url.removeprefix("http://") if kind == "http" else server.grpc
+        ) as client:
+            client.register_system_shared_memory("pictures", f"/{name}", size + room)
+            shm.set_shared_memory_region(handle, [packed])
+            tensor, output = library.InferInput("images", [2], "BYTES"), library.InferRequestedOutput("result")
+            tensor.set_shared_memory("pictures", size)
+            output.set_shared_memory("pictures", room, offset=size)
+            client.infer("detector", [tensor], outputs=[output])
+            found = shm.get_contents_as_numpy(handle, np.object_, [2], offset=size)
+            assert [json.loads(text) for text in found.tolist()] == wanted
+            client.unregister_system_shared_memory("pictures")
+    finally:
+        shm.destroy_shared_memory_region(handle)
+
+
 REFUSALS: dict[str, tuple[Ask, str]] = {
     "a corrupt picture among good ones": (
         Ask("detector", {"images": pictures(encoded(samples()[0]), encoded(samples()[1])[:60], encoded(samples()[2]))}),
@@ -346,6 +377,18 @@ def real(testdata: Path) -> Iterator[Server]:
 
 
 class TestRealModels:
+    @every_way_for_pixels
+    def test_a_real_classifiers_scores_are_onnx_runtimes(self, how: str, real: Server, testdata: Path) -> None:
+        path = next((testdata / "models" / "squeezenet").glob("*.onnx"))
+        (name,) = _inputs(real, "squeezenet")
+        x = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
+        wanted = onnx_runtime(path, {name: x})
+        with ways_to(real, [how]) as ways:
+            told = ways[how](Ask("squeezenet", {name: x}))
+        assert list(told.outputs) == list(wanted)
+        for output, array in told.outputs.items():
+            assert_same(array, wanted[output])
+
     @pytest.mark.parametrize("how", ["http-binary", "grpc-raw"])
     def test_photos_of_different_sizes_in_one_request(self, how: str, real: Server, testdata: Path) -> None:
         files = [path.read_bytes() for path in sorted((testdata / "images" / "coco64").glob("**/*.jpg"))[:4]]

@@ -70,7 +70,7 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 class Gate:
     """An engine whose batches wait until `open` is set: what is queued meanwhile forms the next batch."""
 
-    contexts, on_cpu, batched = 1, False, True
+    contexts, on_cpu, quick_bytes, batched = 1, False, 0, True
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine

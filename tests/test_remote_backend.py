@@ -54,16 +54,18 @@ def start() -> Iterator[Start]:
 def load() -> Iterator[Load]:
     with ExitStack() as stack:
 
-        def loaded(stub: KServeStub, image: ImageInput | None = PLAIN, **options: Any) -> RemoteEngine:
-            engine = RemoteBackend().load(source_of(stub), LoadOptions(image=image, **options))
+        def loaded(
+            stub: KServeStub, image: ImageInput | None = PLAIN, *, options: Any = None, **more: Any
+        ) -> RemoteEngine:
+            engine = RemoteBackend().load(source_of(stub, options=options), LoadOptions(image=image, **more))
             stack.callback(engine.close)
             return engine
 
         yield loaded
 
 
-def source_of(stub: KServeStub, model: str | None = None) -> Source:
-    return Source(url=stub.url, model=model or stub.name)
+def source_of(stub: KServeStub, model: str | None = None, options: Any = None) -> Source:
+    return Source(url=stub.url, model=model or stub.name, options=options or {})
 
 
 def pictures(count: int = 1, seed: int = 0) -> NDArray[np.uint8]:
@@ -441,6 +443,16 @@ def test_settings_that_mean_nothing_here_are_refused(options: Any, says: str, st
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("timeout_ms", "hang_timeout"), [(None, 15.0), (20_000, 20.0), (30_000, 20.0)])
+def test_a_worker_may_not_be_given_up_before_the_far_server_is(
+    timeout_ms: int | None, hang_timeout: float, start: Start, load: Load
+) -> None:
+    options = {"timeout_ms": timeout_ms} if timeout_ms else {}
+    with pytest.raises(InvalidModel, match=r"timeout_ms is .* batching\.hang_timeout_ms: .*larger hang_timeout_ms"):
+        load(start(), options=options, hang_timeout=hang_timeout)
+    load(start(), options=options, hang_timeout=hang_timeout + 20)
+
+
 # Failures of a single inference
 
 
@@ -686,9 +698,12 @@ def test_headers_are_sent_with_every_call(start: Start, load: Load, caplog: pyte
     stub = start(header=("authorization", "Bearer of a secret"))
     with pytest.raises(BackendUnavailable, match=r"refuses this server: UNAUTHENTICATED .*runtime\.options\.headers"):
         load(stub)
-    engine = load(stub, options={"headers": {"Authorization": "Bearer of a secret"}})
+    told = {"headers": {"Authorization": "Bearer of a secret"}}
+    source = source_of(stub, options=told)
+    assert RemoteBackend().read(source).inputs[0].name == "x"
+    engine = load(stub, options=told)
     assert engine.clone().infer({"x": pictures()})["means"].shape == (1, 3)
-    assert "Bearer" not in caplog.text + repr(engine._peer.settings)
+    assert "Bearer" not in caplog.text + repr(engine._peer.settings) + repr(source)
 
 
 @pytest.fixture(scope="module")

@@ -221,6 +221,17 @@ def test_a_rank_that_the_file_leaves_open_is_not_a_scalars(tmp_path: Path) -> No
     assert answer.shape == (2, 3)
 
 
+def test_what_the_runtime_refuses_once_it_refuses_again_and_never_answers_with_older_values(tmp_path: Path) -> None:
+    context = load(plain(tmp_path / "m.onnx", shape=[2, 4])).clone()
+    x, wrong = np.arange(8, dtype=np.float32).reshape(2, 4), np.ones((5, 4), np.float32)
+    first = context.infer({"x": x})["y"].copy()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            context.infer({"x": wrong})
+    assert same(context.infer({"x": x})["y"], first)
+    assert not same(context.infer({"x": x + 1})["y"], first)
+
+
 def test_an_array_of_another_type_is_no_memory_to_read_from(tmp_path: Path) -> None:
     context = load(plain(tmp_path / "m.onnx", shape=["n"])).clone()
     with pytest.raises(TypeError, match="input 'x' is float64, and the model takes float32"):
@@ -250,7 +261,7 @@ def test_a_type_that_no_array_has_is_refused_with_those_that_are_served(tmp_path
 
 
 def test_zeros_are_of_any_type() -> None:
-    assert zeros((2, 1), "bytes").tolist() == [[b""], [b""]]
+    assert zeros((2, 1), "bytes").tolist() == [[b"0"], [b"0"]]
     assert zeros((), "bfloat16").dtype == ml_dtypes.bfloat16
     assert zeros((0, 3), "bool").shape == (0, 3)
 
@@ -555,10 +566,12 @@ def test_a_remote_model_needs_no_weights(tmp_path: Path, monkeypatch: pytest.Mon
             raise InvalidModel("not answering")
 
     monkeypatch.setattr(loader, "get_backend", lambda name: Elsewhere() if name == "remote" else get_backend(name))
-    for said, model in (({}, "far"), ({"model": "other"}, "other")):
+    keys = {"options": {"headers": {"authorization": "Bearer of a secret"}}}
+    cases: list[tuple[dict[str, Any], str]] = [({}, "far"), ({"model": "other"}, "other"), (keys, "far")]
+    for said, model in cases:
         config(tmp_path / "far", {"runtime": {"backend": "remote", "url": "grpc://host:8001", **said}})
         assert refusal(tmp_path / "far").startswith("far: not answering")
-        assert asked[-1] == Source(url="grpc://host:8001", model=model)
+        assert asked[-1] == Source(url="grpc://host:8001", model=model, options=said.get("options", {}))
     config(tmp_path / "far", {"weights": "m.onnx", "runtime": {"backend": "remote", "url": "grpc://host:8001"}})
     assert "weights means nothing to backend: remote" in refusal(tmp_path / "far")
     (files,) = find_models(two_by_two(tmp_path / "m.onnx"))

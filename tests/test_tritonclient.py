@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import grpc
+import httpx
 import ml_dtypes
 import numpy as np
 import pytest
@@ -25,13 +27,17 @@ import tritonclient.utils.shared_memory as shm
 from google.protobuf.json_format import ParseDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc.auth import BasicAuth
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, serialize_byte_tensor
 
 from tests import tiny_models
 from tests.conftest import Serve
 from tests.kserve_models import PATIENCE, Array, array_of, operator, refused, weights, write_yaml
 from tests.real_server import COLOURS, Server, picture, serving, shares, write_model
+from tests.tiny_models import Graph
 
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 MEGABYTE = 2**20
@@ -101,15 +107,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_yaml(operator(folder / "text", "Identity", "BYTES", ["n", "m"]), runtime={"backend": "onnxruntime"})
     write_yaml(operator(folder / "named", "Identity", "FP32", ["n", 3]), labels=["cat", "dog", "cow"])
     operator(folder / "unbatched", "Neg", "INT32", [5])
+    _text_sums(folder / "text_sums")
     one = {"workers": 1, "batching": {"max_batch_size": 1, "max_queue_size": 1}}
     write_model(folder / "colours")
     write_model(folder / "narrow", {"latency_ms": 300}, **one)
     write_model(folder / "slow", {"latency_ms": 1000}, **one)
     write_model(folder / "line", {"latency_ms": 150}, workers=1)
+    write_model(folder / "queue", {"latency_ms": 250}, workers=1, batching={"max_batch_size": 1})
     write_model(folder / "failing", {"fail": [250, 0, 0]})
     (folder / "broken").mkdir()
     (folder / "broken" / "model.onnx").write_bytes(b"no model at all")
     return folder
+
+
+def _text_sums(folder: Path) -> Path:
+    """Strings that say numbers in, strings that say their sum and difference out."""
+    graph = Graph()
+    strings = [graph.input(name, ["n", 3], TensorProto.STRING) for name in ("a", "b")]
+    numbers = [graph.add("Cast", name, to=TensorProto.INT32) for name in strings]
+    for op, name in (("Add", "total"), ("Sub", "difference")):
+        graph.add("Cast", graph.add(op, *numbers), output=name, to=TensorProto.STRING)
+        graph.output(name, ["n", 3], TensorProto.STRING)
+    graph.save(weights(folder))
+    return write_yaml(folder, runtime={"backend": "onnxruntime"}, batching={"max_batch_size": 4})
 
 
 @pytest.fixture(scope="session")
@@ -198,7 +218,32 @@ class TestServerAndModels:
 
     @pytest.mark.parametrize("call", ["get_model_metadata", "get_model_config", "get_inference_statistics"])
     def test_what_is_not_there_is_not_found(self, triton: Triton, call: str) -> None:
-        assert "nothing" in triton.refused("NOT_FOUND", lambda: getattr(triton.client, call)("nothing"))
+        text = triton.refused("NOT_FOUND", lambda: getattr(triton.client, call)("nothing"))
+        assert text.startswith("Request for unknown model: no model 'nothing'")
+        text = triton.refused("NOT_FOUND", lambda: getattr(triton.client, call)("pairs", "2"))
+        assert text.startswith("Request for unknown model: pairs has no version '2'")
+
+    @pytest.mark.parametrize(
+        ("model", "version", "words"),
+        [
+            ("nothing", "", "Request for unknown model"),
+            ("pairs", "2", "Request for unknown model"),
+            ("pairs", "newest", "failed to get model version from specified version string 'newest'"),
+        ],
+    )
+    def test_programs_written_for_triton_find_the_words_that_they_look_for(
+        self, triton: Triton, model: str, version: str, words: str
+    ) -> None:
+        inputs = triton.inputs(a=ROWS, b=ROWS)
+        text = triton.refused("NOT_FOUND", lambda: triton.client.infer(model, inputs, version))
+        assert text.startswith(words)
+
+    def test_messages_can_be_had_as_json(self, over_grpc: Triton) -> None:
+        client = over_grpc.client
+        said = client.get_model_metadata("pairs", as_json=True)
+        assert [(one["name"], one["shape"]) for one in said["inputs"]] == [("a", ["-1", "4"]), ("b", ["-1", "4"])]
+        assert client.get_model_config("fours", as_json=True)["config"]["max_batch_size"] == 4
+        assert "pairs" in [one["name"] for one in client.get_model_repository_index(as_json=True)["models"]]
 
 
 class TestStatistics:
@@ -233,6 +278,24 @@ class TestStatistics:
         for size in set(batches):
             assert counts[size] - counts_before.get(size, 0) == 3 * batches.count(size)
         assert after.last_inference >= before.last_inference > 0 or not before.inference_count
+
+    def test_times_grow_by_what_the_work_took(self, triton: Triton) -> None:
+        """`queue` takes 0.25 s for a picture."""
+        before = self.of(triton, "queue").inference_stats
+        triton.infer("queue", images=pictures((1, 2, 3)))
+        after = self.of(triton, "queue").inference_stats
+        took = after.compute_infer.ns - before.compute_infer.ns
+        assert took >= 250_000_000
+        assert after.success.ns - before.success.ns >= took
+
+    def test_a_stream_is_counted_like_single_requests(self, over_grpc: Triton) -> None:
+        before, stream = self.of(over_grpc, "pairs"), Stream(over_grpc)
+        for number in range(5):
+            stream.send(str(number), ROWS)
+        assert [error for _, error in stream.wait(5)] == [None] * 5
+        after = self.of(over_grpc, "pairs")
+        assert after.inference_stats.success.count - before.inference_stats.success.count == 5
+        assert after.inference_count - before.inference_count == 5 * len(ROWS)
 
     def test_failures_are_counted_as_failures(self, triton: Triton) -> None:
         before = self.of(triton, "failing")
@@ -289,6 +352,14 @@ class TestInference:
             answer = triton.client.infer("text", [x], outputs=[triton.output("y", binary_data=False)])
             assert answer.as_numpy("y").tolist() == [["one", "größe"]]
 
+    @pytest.mark.parametrize("rows", [1, 6])
+    def test_strings_that_a_model_computes_with(self, triton: Triton, rows: int) -> None:
+        """Triton's `simple_string`: what the server tries a model out with has to be a number, too."""
+        a, b = (np.array([[f"{10 * row + one}".encode() for one in (1, 2, 3)] for row in range(rows)], object),) * 2
+        answer = triton.infer("text_sums", a=a, b=b)
+        assert answer.as_numpy("total").astype(int).tolist() == (a.astype(int) * 2).tolist()
+        assert answer.as_numpy("difference").tolist() == [[b"0"] * 3] * rows
+
     @pytest.mark.parametrize("classes", [1, 2, 3, 5])
     def test_classes_of_a_batch_have_labels(self, triton: Triton, classes: int) -> None:
         x = np.array([[0.25, 0.75, 0.5], [3, -1, 2]], np.float32)
@@ -306,12 +377,17 @@ class TestInference:
 
     @pytest.mark.parametrize("there", [None, "gzip", "deflate"])
     @pytest.mark.parametrize("back", [None, "gzip", "deflate"])
-    def test_bodies_may_be_compressed(self, server: Server, there: str | None, back: str | None) -> None:
+    def test_bodies_may_be_compressed(
+        self, server: Server, there: str | None, back: str | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         x = np.zeros((500, 4), np.float32)
-        with connected(server, "http") as triton:
+        with connected(server, "http", verbose=True) as triton:
             coded = {"request_compression_algorithm": there, "response_compression_algorithm": back}
             answer = triton.client.infer("pairs", triton.inputs(a=x, b=x + 1), **coded)
             assert answer.as_numpy("total").tolist() == (x + 1).tolist()
+        printed = capsys.readouterr().out  # the headers of both, as the client has them
+        assert f"'Content-Encoding': '{there}'" in printed or there is None
+        assert f"'content-encoding': '{back}'" in printed or (back is None and "'content-encoding'" not in printed)
 
     @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
     def test_messages_may_be_compressed(self, over_grpc: Triton, algorithm: str) -> None:
@@ -324,6 +400,54 @@ class TestInference:
         said = {"note": "hello", "count": 3, "flag": True, "share": 0.5}
         answer = triton.client.infer("pairs", triton.inputs(a=ROWS, b=ROWS), parameters=said)
         assert answer.as_numpy("total").tolist() == (ROWS + ROWS).tolist()
+
+    def test_headers_of_the_callers_own_are_let_through(self, triton: Triton) -> None:
+        said: dict[str, Any] = {"headers": {"x-mine": "7", "traceparent": "none"}}
+        if triton.kind == "http":
+            said["query_params"] = {"test_1": 1, "test_2": 2}
+        answer = triton.client.infer("pairs", triton.inputs(a=ROWS, b=ROWS), **said)
+        assert answer.as_numpy("total").tolist() == (ROWS + ROWS).tolist()
+        assert triton.client.is_server_live(**said) is True
+
+    def test_a_plugin_of_the_client_may_add_its_header(self, server: Server) -> None:
+        for kind in ("http", "grpc"):
+            with connected(server, kind) as triton:
+                triton.client.register_plugin(BasicAuth("someone", "secret"))
+                answer = triton.infer("pairs", a=ROWS, b=ROWS)
+                assert answer.as_numpy("total").tolist() == (ROWS + ROWS).tolist()
+
+    def test_a_body_that_the_client_made_may_be_sent_by_another(self, server: Server) -> None:
+        with connected(server, "http") as triton:
+            body, length = triton.client.generate_request_body(triton.inputs(a=ROWS, b=ROWS), request_id="17")
+            answer = httpx.post(
+                f"{server.url}/v2/models/pairs/infer",
+                content=body,
+                headers={"Inference-Header-Content-Length": str(length)},
+                timeout=PATIENCE,
+            )
+            header = int(answer.headers["Inference-Header-Content-Length"])
+            said = triton.client.parse_response_body(answer.content, header_length=header)
+        assert said.get_response()["id"] == "17"
+        assert said.as_numpy("total").tolist() == (ROWS + ROWS).tolist()
+
+    @pytest.mark.parametrize("kind", ["http", "grpc"])
+    def test_one_client_may_ask_for_much_at_once(self, server: Server, kind: str) -> None:
+        """Each answer is its own request's, whichever comes first."""
+        found: dict[int, Any] = {}
+        with connected(server, kind, **({"concurrency": 8} if kind == "http" else {})) as triton:
+            if kind == "http":
+                waiting = [triton.client.async_infer("fours", triton.inputs(a=ROWS * n, b=ROWS)) for n in range(40)]
+                found = {n: one.get_result(timeout=PATIENCE) for n, one in enumerate(waiting)}
+            else:
+
+                def take(number: int, result: Any, error: Any) -> None:
+                    found[number] = error or result
+
+                for n in range(40):
+                    triton.client.async_infer("fours", triton.inputs(a=ROWS * n, b=ROWS), partial(take, n))
+                until(lambda: len(found) == 40)
+        for n, answer in found.items():
+            assert answer.as_numpy("difference").tolist() == (ROWS * n - ROWS).tolist()
 
     def test_a_body_that_is_too_large_is_refused_as_such(self, server: Server) -> None:
         x = np.zeros((6 * MEGABYTE // 16, 4), np.float32)
@@ -477,11 +601,11 @@ class TestSharedMemory:
 class Stream:
     """A stream of tritonclient, and what came back on it, in order."""
 
-    def __init__(self, triton: Triton) -> None:
+    def __init__(self, triton: Triton, **said: Any) -> None:
         self._triton = triton
         self._came = threading.Condition()
         self.answers: list[tuple[Any, Any]] = []
-        triton.client.start_stream(callback=self._receive)
+        triton.client.start_stream(callback=self._receive, **said)
 
     def _receive(self, result: Any, error: Any) -> None:
         with self._came:
@@ -519,6 +643,32 @@ class TestStreams:
         assert "[2, 5]" in str(bad[1]) and "nothing" in str(unknown[1])
         assert (bad[0], unknown[0]) == (None, None)
         assert [one[0].get_response().id for one in (good, again)] == ["good", "good again"]
+
+    @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+    def test_a_stream_may_be_compressed(self, over_grpc: Triton, algorithm: str) -> None:
+        x = np.zeros((500, 4), np.float32)
+        stream = Stream(over_grpc, compression_algorithm=algorithm, headers={"x-mine": "7"})
+        for number in range(3):
+            stream.send(str(number), x + number, x)
+        for number, (result, error) in enumerate(stream.wait(3)):
+            assert error is None
+            assert result.as_numpy("total").tolist() == (x + number).tolist()
+
+    def test_a_timeout_in_a_stream_is_that_requests_alone(self, over_grpc: Triton) -> None:
+        stream = Stream(over_grpc)
+        stream.send("before", ROWS)
+        over_grpc.client.async_stream_infer("queue", over_grpc.inputs(images=pictures((1, 2, 3))), timeout=20_000)
+        stream.send("after", ROWS)
+        before, late, after = stream.wait(3)
+        assert late[0] is None and "no answer within 0.02 s" in str(late[1])
+        assert [one[0].get_response().id for one in (before, after)] == ["before", "after"]
+
+    def test_a_deadline_of_the_client_is_that_of_the_whole_stream(self, over_grpc: Triton) -> None:
+        stream = Stream(over_grpc, stream_timeout=0.2)
+        over_grpc.client.async_stream_infer("slow", over_grpc.inputs(images=pictures((1, 2, 3))))
+        until(lambda: "StatusCode.DEADLINE_EXCEEDED" in [error.status() for _, error in list(stream.answers)])
+        over_grpc.client.stop_stream()
+        assert [result for result, _ in stream.answers if result] == []
 
     @pytest.mark.parametrize("asked", [False, True])
     def test_the_last_answer_says_so_where_that_is_asked_for(self, over_grpc: Triton, asked: bool) -> None:
@@ -719,6 +869,21 @@ class TestTimeAndPlaces:
         assert sorted(done) == [str(number) for number in range(8)]
         assert done.index("7") < done.index("4") < done.index("6")
 
+    def test_priority_counts_over_http_as_well(self, server: Server) -> None:
+        """`queue` takes one after another, 0.25 s each; the last of eight is the most urgent."""
+        done: list[int] = []
+
+        def ask(number: int) -> None:
+            with connected(server, "http") as triton:
+                inputs = triton.inputs(images=pictures((1, 2, number)))
+                triton.client.infer("queue", inputs, priority=1 if number == 7 else 9)
+                done.append(number)
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(ask, range(8)))
+        assert sorted(done) == list(range(8))
+        assert done.index(7) < 6
+
     @staticmethod
     def _has_room(triton: Triton) -> None:
         """Both places can be had, at once, by and by: the worker may still be busy with what nobody waits for."""
@@ -754,6 +919,13 @@ class TestGrpcItself:
             file = database.FindFileContainingSymbol("inference.GRPCInferenceService")
             (service,) = (one for one in file.service if one.name == "GRPCInferenceService")
             assert "ModelStreamInfer" in [method.name for method in service.method]
+
+    def test_an_error_in_a_stream_carries_the_id_of_its_request(self, server: Server) -> None:
+        requests = [service_pb2.ModelInferRequest(model_name="nothing", id=name) for name in ("one", "two")]
+        with grpc.insecure_channel(server.grpc) as channel:
+            answers = list(GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(requests), timeout=PATIENCE))
+        assert [one.infer_response.id for one in answers] == ["one", "two"]
+        assert all(one.error_message.startswith("Request for unknown model") for one in answers)
 
     def test_bytes_that_are_no_message_are_the_callers_fault(self, server: Server) -> None:
         with grpc.insecure_channel(server.grpc) as channel:

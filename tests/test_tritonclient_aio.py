@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as grpc_aio
 import tritonclient.http.aio as http_aio
 import tritonclient.utils.shared_memory as shm
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from google.protobuf.json_format import ParseDict
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, serialize_byte_tensor
 
 from tests import tiny_models
 from tests.kserve_models import PATIENCE, Array, array_of, operator, refused, weights, write_yaml
@@ -35,9 +38,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_yaml(operator(folder / "text", "Identity", "BYTES", ["n", "m"]), runtime={"backend": "onnxruntime"})
     write_yaml(operator(folder / "named", "Identity", "FP32", ["n", 3]), labels=["cat", "dog", "cow"])
     operator(folder / "half", "Identity", "FP16", ["n", "m"])
+    operator(folder / "brain", "Identity", "BF16", ["n", "m"])
     one = {"workers": 1, "batching": {"max_batch_size": 1, "max_queue_size": 1}}
     write_model(folder / "narrow", {"latency_ms": 200}, **one)
     with serving(folder, "--model-control-mode", "explicit", "--load-model", "*") as running:
+        (folder / "broken").mkdir()
+        (folder / "broken" / "model.onnx").write_bytes(b"no model at all")
         yield running
 
 
@@ -60,6 +66,13 @@ class Client:
 
     def output(self, name: str, **said: Any) -> Any:
         return self.library.InferRequestedOutput(name, **said)
+
+    async def statistics(self, model: str) -> Any:
+        """Of one model, as the protocol's message."""
+        answer = await self.triton.get_inference_statistics(model)
+        said = ParseDict(answer, pb.ModelStatisticsResponse()) if self.kind == "http" else answer
+        (one,) = said.model_stats
+        return one
 
     async def infer(self, model: str, /, **arrays: Array) -> Any:
         return await self.triton.infer(model, self.inputs(**arrays))
@@ -131,8 +144,10 @@ def test_tensors_of_every_kind_come_back(run: Run) -> None:
         assert answer.as_numpy("total").tolist() == (ROWS + ROWS).tolist()
         text = array_of("BYTES", [2, 2])
         assert (await client.infer("text", x=text)).as_numpy("y").tolist() == text.tolist()
-        half = array_of("FP16", [2, 2])
-        assert (await client.infer("half", x=half)).as_numpy("y").tolist() == half.tolist()
+        for model, datatype in (("half", "FP16"), ("brain", "BF16")):
+            x = array_of(datatype, [2, 2])
+            found = (await client.infer(model, x=x)).as_numpy("y")
+            assert (found.dtype, found.tolist()) == (x.dtype, x.tolist())
         x = np.array([[0.25, 0.75, 0.5]], np.float32)
         answer = await client.triton.infer(
             "named", client.inputs(x=x), outputs=[client.output("y", class_count=1)], request_id="7"
@@ -144,11 +159,57 @@ def test_tensors_of_every_kind_come_back(run: Run) -> None:
     run(work)
 
 
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("back", [False, True])
+def test_json_and_binary_mix(server: Server, there: bool, back: bool) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(PATIENCE), connected("http", server) as client:
+            a, b = client.inputs(a=ROWS, b=ROWS)
+            a.set_data_from_numpy(ROWS, binary_data=there)
+            outputs = [client.output("total", binary_data=back), client.output("difference", binary_data=not back)]
+            answer = await client.triton.infer("pairs", [a, b], outputs=outputs)
+            assert answer.as_numpy("total").tolist() == (ROWS + ROWS).tolist()
+            assert answer.as_numpy("difference").tolist() == np.zeros((2, 4)).tolist()
+            (x,) = client.inputs(x=np.array([["one", "größe"]], object))
+            x.set_data_from_numpy(np.array([["one", "größe"]], object), binary_data=there)
+            answer = await client.triton.infer("text", [x], outputs=[client.output("y", binary_data=back)])
+            found = [one.decode() if isinstance(one, bytes) else one for one in answer.as_numpy("y")[0].tolist()]
+            assert found == ["one", "größe"]
+
+    asyncio.run(main())
+
+
+def test_statistics_count_what_was_asked(run: Run) -> None:
+    async def work(client: Client) -> None:
+        before = await client.statistics("pairs")
+        await asyncio.gather(*(client.infer("pairs", a=ROWS, b=ROWS) for _ in range(6)))
+        await client.refused("INVALID_ARGUMENT", client.infer("pairs", a=ROWS))
+        after = await client.statistics("pairs")
+        assert after.inference_stats.success.count - before.inference_stats.success.count == 6
+        assert after.inference_count - before.inference_count == 6 * len(ROWS)
+        assert after.inference_stats.success.ns > before.inference_stats.success.ns
+
+    run(work)
+
+
+def test_headers_and_priority_of_the_callers_own_are_let_through(run: Run) -> None:
+    async def work(client: Client) -> None:
+        said: dict[str, Any] = {"headers": {"x-mine": "7"}}
+        if client.kind == "http":
+            said["query_params"] = {"test_1": 1}
+        assert await client.triton.is_server_live(**said)
+        answer = await client.triton.infer("pairs", client.inputs(a=ROWS, b=ROWS), priority=1, **said)
+        assert answer.as_numpy("total").tolist() == (ROWS + ROWS).tolist()
+
+    run(work)
+
+
 def test_errors_are_the_callers_own(run: Run) -> None:
     async def work(client: Client) -> None:
         text = await client.refused("INVALID_ARGUMENT", client.infer("pairs", a=ROWS, b=np.ones((2, 5), np.float32)))
         assert "[2, 5]" in text
-        await client.refused("NOT_FOUND", client.infer("nothing", a=ROWS))
+        text = await client.refused("NOT_FOUND", client.infer("nothing", a=ROWS))
+        assert text.startswith("Request for unknown model")
 
     run(work)
 
@@ -178,21 +239,46 @@ def test_more_than_there_is_room_for_are_refused_and_the_others_answered(run: Ru
     run(work)
 
 
+async def _room_for_two(client: Client) -> None:
+    """Both places of `narrow` can be had by and by: its worker may still be busy with what nobody waits for."""
+    while True:
+        calls = [client.infer("narrow", images=pictures((1, 2, number))) for number in range(2)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        failed = [one for one in answers if isinstance(one, BaseException)]
+        if not failed:
+            return
+        assert {refused(one).kind for one in failed if isinstance(one, InferenceServerException)} == {
+            "RESOURCE_EXHAUSTED"
+        }
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_a_client_that_waits_no_longer_gives_its_place_back(server: Server, kind: str) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(PATIENCE), connected(kind, server) as client:
+            inputs = client.inputs(images=pictures((1, 2, 3)))
+            if kind == "grpc":
+                hasty = client.triton.infer("narrow", inputs, client_timeout=0.05)
+                await client.refused("DEADLINE_EXCEEDED", hasty)
+            else:
+                hurried = http_aio.InferenceServerClient(server.url.removeprefix("http://"), conn_timeout=0.05)
+                with pytest.raises(TimeoutError):
+                    await hurried.infer("narrow", inputs)
+                await hurried.close()
+            await _room_for_two(client)
+
+    asyncio.run(main())
+    gc.collect()  # see `pytestmark`
+
+
 def test_a_cancelled_call_gives_its_place_back(run: Run) -> None:
     async def work(client: Client) -> None:
         calls = [asyncio.ensure_future(client.infer("narrow", images=pictures((1, 2, 3)))) for _ in range(2)]
         await asyncio.wait(calls, timeout=0.05)
         for call in calls:
             call.cancel()
-        while True:
-            again = [client.infer("narrow", images=pictures((1, 2, number))) for number in range(2)]
-            answers = await asyncio.gather(*again, return_exceptions=True)
-            if all(not isinstance(one, BaseException) for one in answers):
-                return
-            assert {refused(one).kind for one in answers if isinstance(one, InferenceServerException)} == {
-                "RESOURCE_EXHAUSTED"
-            }
-            await asyncio.sleep(0.02)
+        await _room_for_two(client)
 
     run(work)
 
@@ -226,7 +312,32 @@ def test_shared_memory_is_read_and_written(run: Run) -> None:
             await client.triton.infer("pairs", [a, b], outputs=[output])
             found = shm.get_contents_as_numpy(handle, np.float32, [2, 4], offset=64).copy()
             assert found.tolist() == (ROWS + ROWS + 1).tolist()
+            said = await client.triton.get_system_shared_memory_status()
+            names = [one["name"] for one in said] if client.kind == "http" else list(said.regions)
+            assert names == ["aio"]
             await client.triton.unregister_system_shared_memory("aio")
+        finally:
+            shm.destroy_shared_memory_region(handle)
+
+    run(work)
+
+
+def test_strings_are_read_from_and_written_to_shared_memory(run: Run) -> None:
+    async def work(client: Client) -> None:
+        name, x = f"visionpool-aio-text-{client.kind}", array_of("BYTES", [1, 3])
+        packed = serialize_byte_tensor(x)
+        size = len(packed.item())
+        handle = shm.create_shared_memory_region(name, f"/{name}", 2 * size)
+        try:
+            await client.triton.register_system_shared_memory("text", f"/{name}", 2 * size)
+            shm.set_shared_memory_region(handle, [packed])
+            (tensor,) = client.inputs(x=x)
+            tensor.set_shared_memory("text", size)
+            output = client.output("y")
+            output.set_shared_memory("text", size, offset=size)
+            await client.triton.infer("text", [tensor], outputs=[output])
+            assert shm.get_contents_as_numpy(handle, np.object_, [1, 3], offset=size).tolist() == x.tolist()
+            await client.triton.unregister_system_shared_memory()
         finally:
             shm.destroy_shared_memory_region(handle)
 
@@ -244,6 +355,18 @@ def test_a_model_goes_and_comes_back(run: Run) -> None:
         assert await client.triton.is_model_ready("reloaded")
         settings = await client.triton.get_log_settings()
         assert "log_verbose_level" in (settings if client.kind == "http" else settings.settings)
+
+    run(work)
+
+
+def test_what_cannot_be_loaded_says_why_and_what_is_loaded_goes_on(run: Run) -> None:
+    async def work(client: Client) -> None:
+        for name in ("broken", "nothing"):
+            with pytest.raises(InferenceServerException, match=f"failed to load '{name}'"):
+                await client.triton.load_model(name)
+        text = await client.refused("UNIMPLEMENTED", client.triton.load_model("pairs", config='{"max_batch_size": 8}'))
+        assert "failed to load 'pairs'" in text
+        assert (await client.infer("pairs", a=ROWS, b=ROWS)).as_numpy("total").tolist() == (ROWS + ROWS).tolist()
 
     run(work)
 
@@ -273,6 +396,25 @@ class TestStreams:
         answers = self.stream(server, *requests, **said)
         assert [result.get_response().id for result, _ in answers] == [str(number) for number in range(150)]
         assert answers[149][0].as_numpy("total").tolist() == (ROWS * 149 + ROWS).tolist()
+
+    def test_a_timeout_is_that_requests_alone(self, server: Server) -> None:
+        good = {"model_name": "pairs", "inputs": {"a": ROWS, "b": ROWS}, "request_id": "good"}
+        late = {"model_name": "narrow", "inputs": {"images": pictures((1, 2, 3))}, "timeout": 20_000}
+        answers = self.stream(server, good, late, good)
+        assert [error is None for _, error in answers] == [True, False, True]
+        assert "no answer within 0.02 s" in str(answers[1][1])
+        assert answers[2][0].get_response().id == "good"
+
+    def test_a_deadline_of_the_client_ends_the_whole_stream(self, server: Server) -> None:
+        """Who notices first tells it: the server of that request, or gRPC of the stream."""
+        slow = {"model_name": "narrow", "inputs": {"images": pictures((1, 2, 3))}}
+        try:
+            ((result, error),) = self.stream(server, slow, stream_timeout=0.05)
+        except grpc.RpcError as ended:
+            assert ended.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        else:
+            assert result is None
+            assert "no answer within" in str(error)
 
     def test_a_bad_request_is_told_in_its_place(self, server: Server) -> None:
         good = {"model_name": "pairs", "inputs": {"a": ROWS, "b": ROWS}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -93,7 +93,7 @@ class GrpcClient(Calls):
         encoding: Encoding = "jpeg",
         in_flight: int = 16,
         **options: Unpack[Options],
-    ) -> Iterator[Result]: ...
+    ) -> Generator[Result, None, None]: ...
 
     @overload
     def stream(
@@ -105,7 +105,7 @@ class GrpcClient(Calls):
         encoding: Encoding = "jpeg",
         in_flight: int = 16,
         **options: Unpack[Options],
-    ) -> Iterator[Result | VisionpoolError]: ...
+    ) -> Generator[Result | VisionpoolError, None, None]: ...
 
     def stream(
         self,
@@ -116,7 +116,7 @@ class GrpcClient(Calls):
         encoding: Encoding = "jpeg",
         in_flight: int = 16,
         **options: Unpack[Options],
-    ) -> Iterator[Result | VisionpoolError]:
+    ) -> Generator[Result | VisionpoolError, None, None]:
         """What `model` sees in frame after frame, in their order, each as soon as it is there.
 
         `frames`: a `cv2.VideoCapture`, or anything with pictures in it. They are read on another thread, while earlier
@@ -137,7 +137,7 @@ class GrpcClient(Calls):
         feed = Feed(pictures_of(frames), _packing(call, options, encoding), check_room(in_flight))
         return self._results(feed, raising=_raising(errors))
 
-    def _results(self, feed: Feed, *, raising: bool) -> Iterator[Result | VisionpoolError]:
+    def _results(self, feed: Feed, *, raising: bool) -> Generator[Result | VisionpoolError, None, None]:
         stream = self._stream(feed, metadata=self._metadata)
         try:
             for message in stream:
@@ -202,7 +202,7 @@ class AsyncGrpcClient(AwaitedCalls):
         encoding: Encoding = "jpeg",
         in_flight: int = 16,
         **options: Unpack[Options],
-    ) -> AsyncIterator[Result]: ...
+    ) -> AsyncGenerator[Result, None]: ...
 
     @overload
     def stream(
@@ -214,7 +214,7 @@ class AsyncGrpcClient(AwaitedCalls):
         encoding: Encoding = "jpeg",
         in_flight: int = 16,
         **options: Unpack[Options],
-    ) -> AsyncIterator[Result | VisionpoolError]: ...
+    ) -> AsyncGenerator[Result | VisionpoolError, None]: ...
 
     def stream(
         self,
@@ -225,13 +225,13 @@ class AsyncGrpcClient(AwaitedCalls):
         encoding: Encoding = "jpeg",
         in_flight: int = 16,
         **options: Unpack[Options],
-    ) -> AsyncIterator[Result | VisionpoolError]:
+    ) -> AsyncGenerator[Result | VisionpoolError, None]:
         """See `GrpcClient.stream`. `frames` may also be asynchronous. To leave early, close it: `aclosing(...)`."""
         call = operations.frame_call(model, options, self._patience)
         feed = AsyncFeed(frames, _packing(call, options, encoding), check_room(in_flight))
         return self._results(feed, raising=_raising(errors))
 
-    async def _results(self, feed: AsyncFeed, *, raising: bool) -> AsyncIterator[Result | VisionpoolError]:
+    async def _results(self, feed: AsyncFeed, *, raising: bool) -> AsyncGenerator[Result | VisionpoolError, None]:
         stream = stream_method(self._connected())(feed.messages(), metadata=self._metadata)
         try:
             async for message in stream:

@@ -55,6 +55,7 @@ _HINTS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "the client's own limit: timeout=...",
 }
 _CANNOT_SEND = "Internal error from Core"  # what grpc.aio says where a stream ended while a frame was being sent
+_TOO_OLD = "max connection age"  # what a server says that ends a connection with calls still on it
 _NOT_CONNECTED = ("failed to connect", "dns resolution failed", "errors resolving", "empty address list")
 
 
@@ -203,9 +204,19 @@ def _by_status(code: grpc.StatusCode, details: str, target: str, timeout: float)
         return kind(f"no answer from {target} within {timeout:.3g} s", hint=hint)
     if code is grpc.StatusCode.UNAVAILABLE and details.lower().startswith(_NOT_CONNECTED):
         return kind(f"nothing answers at {target}: {details}", hint="is the server running, and is this its address?")
-    if code is grpc.StatusCode.UNAVAILABLE or details == _CANNOT_SEND:
-        hint = "the server may have stopped; its log tells"
-        return errors.ConnectionFailed(f"the connection to {target} broke off: {details}", hint=hint)
+    if code is grpc.StatusCode.UNAVAILABLE and _TOO_OLD in details:
+        return kind(
+            f"{target} lets no connection become older than this one, and has ended it amid the call",
+            hint="call again; of a stream, send the frames that have no result yet. The server says how long: "
+            "--grpc-max-connection-age, and a minute",
+        )
+    if details == _CANNOT_SEND:
+        hint = "the server may have stopped, or ended an old connection (--grpc-max-connection-age); its log tells"
+        return errors.ConnectionFailed(f"the connection to {target} broke off while a frame was sent", hint=hint)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return kind(
+            f"the connection to {target} broke off: {details}", hint="the server may have stopped; its log tells"
+        )
     if _too_large(details):
         mine = "max_message_mb=... is the client's own limit"
         theirs = "send a smaller picture, or start the server with a larger --max-body-mb"

@@ -19,12 +19,13 @@ from visionpool.errors import InvalidSetting, SetupError
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.connection import Connection
 from visionpool_server.api.grpc_server import GrpcOptions, GrpcServer
-from visionpool_server.api.grpc_vision import VisionServicer
+from visionpool_server.api.grpc_vision import VisionGrpc
 from visionpool_server.api.http import build_http
 from visionpool_server.api.kserve.catalog import served_name
 from visionpool_server.api.kserve.control import Control
 from visionpool_server.api.kserve.grpc import KserveGrpc
 from visionpool_server.api.kserve.protocol import Kserve
+from visionpool_server.api.kserve.shared_memory import SharedMemory
 from visionpool_server.api.kserve.switches import Tracing
 from visionpool_server.api.urls import UrlFetcher
 from visionpool_server.models.files import ModelFiles
@@ -61,7 +62,10 @@ class App:
         self._paths = settings.models or tuple(DEMO_MODELS / name for name in ("shapes", "digits"))
         control = Control(self._models, self._paths, settings.defaults, explicit=settings.model_control == "explicit")
         tracing = Tracing(settings.trace_dir, self._models)
-        self._kserve = Kserve(self._service, control, tracing, lambda: self._ready)
+        shared_memory = SharedMemory(allowed=settings.system_shared_memory)
+        self._kserve = Kserve(
+            self._service, control, tracing, shared_memory, limits=self._limits, ready=lambda: self._ready
+        )
         self._ready = False
         self._failure: SetupError | None = None
 
@@ -109,7 +113,7 @@ class App:
         return _Server(config, on_stop)
 
     def _grpc_server(self) -> GrpcServer:
-        vision = VisionServicer(self._service, self._limits)
+        vision = VisionGrpc(self._service, self._limits)
         kserve = KserveGrpc(self._kserve, self._limits.budget)
         options = GrpcOptions(self._settings.max_body_bytes, self._settings.grpc_max_connection_age)
         return GrpcServer(vision, kserve, options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,21 @@ from visionpool_server.batching import Job, Tensors
 Batch = dict[str, NDArray[Any]]
 
 
+class Piece(NamedTuple):
+    """What of a job a batch is made from, for who runs without one."""
+
+    tensors: Tensors
+    rows: int
+
+
+Pieces = Sequence[Job] | Sequence[Piece]
+
+
 class Assembly(Protocol):
-    def join(self, jobs: Sequence[Job], size: int) -> Batch:
+    def join(self, jobs: Pieces, size: int) -> Batch:
         """One batch of `size` rows, padded where the jobs have fewer. A lone job is not copied."""
 
-    def part(self, outputs: Tensors, jobs: Sequence[Job]) -> Sequence[Tensors]:
+    def part(self, outputs: Tensors, jobs: Pieces) -> Sequence[Tensors]:
         """What of the outputs belongs to each job: views, valid until the next inference."""
 
 
@@ -33,22 +43,22 @@ class Pictures:
 
     split: Callable[[Tensors, int], Sequence[Tensors]]
 
-    def join(self, jobs: Sequence[Job], size: int) -> Batch:
+    def join(self, jobs: Pieces, size: int) -> Batch:
         return stack([job.tensors for job in jobs], size)
 
-    def part(self, outputs: Tensors, jobs: Sequence[Job]) -> Sequence[Tensors]:
+    def part(self, outputs: Tensors, jobs: Pieces) -> Sequence[Tensors]:
         return self.split(outputs, len(jobs))
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    def join(self, jobs: Sequence[Job], size: int) -> Batch:
+    def join(self, jobs: Pieces, size: int) -> Batch:
         if len(jobs) == 1 and jobs[0].rows == size:
             return dict(jobs[0].tensors)
         missing = size - sum(job.rows for job in jobs)
         return {name: _joined([job.tensors[name] for job in jobs], missing) for name in jobs[0].tensors}
 
-    def part(self, outputs: Tensors, jobs: Sequence[Job]) -> Sequence[Tensors]:
+    def part(self, outputs: Tensors, jobs: Pieces) -> Sequence[Tensors]:
         if len(jobs) == 1 and all(len(value) == jobs[0].rows for value in outputs.values()):
             return [outputs]
         parts, start = [], 0
@@ -61,10 +71,10 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    def join(self, jobs: Sequence[Job], size: int) -> Batch:  # noqa: ARG002  a protocol's signature
+    def join(self, jobs: Pieces, size: int) -> Batch:  # noqa: ARG002  a protocol's signature
         return dict(jobs[0].tensors)
 
-    def part(self, outputs: Tensors, jobs: Sequence[Job]) -> Sequence[Tensors]:  # noqa: ARG002  a protocol's signature
+    def part(self, outputs: Tensors, jobs: Pieces) -> Sequence[Tensors]:  # noqa: ARG002  a protocol's signature
         return [outputs]
 
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from visionpool.errors import DeadlineExceeded, InferenceFailed, InternalError, QueueFull, Unavailable, VisionpoolError
 
-from visionpool_server.assembly import Assembly
+from visionpool_server.assembly import Assembly, Piece, Pieces
 from visionpool_server.backends import Engine
 from visionpool_server.batching import Job, Tensors
-from visionpool_server.statistics import Statistics
+from visionpool_server.statistics import Stages, Statistics
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 _NOT_THE_INPUT = (Unavailable, DeadlineExceeded, QueueFull)  # of a runtime elsewhere: trying job by job would not help
 
@@ -40,19 +44,36 @@ class Execution:
             return
         rows = sum(job.rows for job in jobs)
         try:
-            batch = self._assembly.join(jobs, self._padded_size(rows))
-            started = time.monotonic()
-            outputs = self._context.infer(batch)
-            inferred = time.monotonic()
-            parts = self._assembly.part(outputs, jobs)
+            started, parts = self._infer(jobs, rows)
         except Exception as error:
             self._recover(jobs, error)
             return
+        inferred = time.monotonic()
         self._statistics.executed(rows, started - pulled, inferred - started)
         for job, part in zip(jobs, parts, strict=True):
             job.queue_s, job.infer_s, job.batch_size = pulled - job.queued_at, inferred - started, rows
-            _finish(job, part)
+            _answer(job, part)
         self._statistics.finished(rows, time.monotonic() - inferred)
+
+    def run_alone(self, piece: Piece, finish: Callable[[Tensors], Answer]) -> tuple[Answer, Stages]:
+        """The answer to one request, and where its time went, without a job. Raises what its job would fail with."""
+        pulled = time.monotonic()
+        try:
+            started, (part,) = self._infer([piece], piece.rows)
+        except Exception as error:
+            raise _told(error) from error
+        inferred = time.monotonic()
+        self._statistics.executed(piece.rows, started - pulled, inferred - started)
+        answer = _finished(finish, part)
+        ended = time.monotonic()
+        self._statistics.finished(piece.rows, ended - inferred)
+        return answer, Stages(0.0, started - pulled, inferred - started, ended - inferred)
+
+    def _infer(self, pieces: Pieces, rows: int) -> tuple[float, Sequence[Tensors]]:
+        """When the inference began, and what of its outputs is whose."""
+        batch = self._assembly.join(pieces, self._padded_size(rows))
+        started = time.monotonic()
+        return started, self._assembly.part(self._context.infer(batch), pieces)
 
     def _recover(self, jobs: list[Job], error: Exception) -> None:
         """A batch failed: each of its jobs is tried alone, so that only the one to blame fails."""
@@ -61,12 +82,7 @@ class Execution:
             for job in jobs:
                 self.run([job])
             return
-        log.error("inference failed", exc_info=error)
-        told = (
-            error
-            if isinstance(error, VisionpoolError)
-            else InferenceFailed("the runtime failed on this input", hint="the server's log has the reason")
-        )
+        told = _told(error)
         for job in jobs:
             job.fail(told)
 
@@ -74,15 +90,31 @@ class Execution:
         return next((size for size in self._sizes if size >= count), count)
 
 
-def _finish(job: Job, outputs: Tensors) -> None:
+def _told(error: Exception) -> VisionpoolError:
+    """What the caller is told of an inference that failed; the log gets all of it."""
+    log.error("inference failed", exc_info=error)
+    if isinstance(error, VisionpoolError):
+        return error
+    return InferenceFailed("the runtime failed on this input", hint="the server's log has the reason")
+
+
+def _answer(job: Job, outputs: Tensors) -> None:
     started = time.monotonic()
     try:
-        result = job.finish(outputs)
+        result = _finished(job.finish, outputs)
     except VisionpoolError as error:
         job.fail(error)
-    except Exception as error:
-        log.error("finishing failed", exc_info=error)
-        job.fail(InternalError("the model's output could not be read", hint="the server's log has the reason"))
     else:
         job.finish_s = time.monotonic() - started
         job.resolve(result)
+
+
+def _finished(finish: Callable[[Tensors], Answer], outputs: Tensors) -> Answer:
+    """Raises VisionpoolError."""
+    try:
+        return finish(outputs)
+    except VisionpoolError:
+        raise
+    except Exception as error:
+        log.error("finishing failed", exc_info=error)
+        raise InternalError("the model's output could not be read", hint="the server's log has the reason") from error

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Condition, Lock, RLock, Thread
+from threading import Condition, RLock, Thread
 
-from visionpool.errors import InferenceFailed, QueueFull, TooLarge, Unavailable
+from visionpool.errors import InferenceFailed, QueueFull, TooLarge, Unavailable, VisionpoolError
 
-from visionpool_server.assembly import Assembly
+from visionpool_server.assembly import Assembly, Piece
 from visionpool_server.backends import Engine
-from visionpool_server.batching import Job, JobQueue
+from visionpool_server.batching import Job, JobQueue, Tensors
 from visionpool_server.cpu import cpu_count
-from visionpool_server.execution import Execution
-from visionpool_server.statistics import Statistics
+from visionpool_server.execution import Answer, Execution
+from visionpool_server.statistics import Stages, Statistics
 from visionpool_server.worker import Worker
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
-_QUICK = 2e-4  # seconds of an execution: about what a hop to a worker and back costs
 _RESTART_DELAY = 1.0  # seconds
 
 
@@ -60,9 +59,8 @@ class Pool:
         alone = all(engine.max_batch_size == 1 and engine.on_cpu for engine, _ in engines)
         self.prepares = alone and self.slots >= cpu_count()
         self._places = options.max_queue_size + sum(engine.max_batch_size * count for engine, count in engines)
-        self._here = Lock()
-        self._execution: Execution | None = None  # for `run_at_once`
-        self._on_cpu = all(engine.on_cpu for engine, _ in engines)
+        self._quick_bytes = min(engine.quick_bytes for engine, _ in engines)
+        self._idle: list[Execution] = []  # of `run_at_once`
         self._queue = JobQueue(self._places)  # who was admitted is not refused here, after its picture was decoded
         self._workers: list[Worker] = []
         self._exited: list[Worker] = []
@@ -127,23 +125,27 @@ class Pool:
         """Queues a job; its future gets what its `finish` returns. Raises QueueFull, Unavailable."""
         self._queue.put(job)
 
-    def run_at_once(self, job: Job) -> bool:
-        """Runs a job on the calling thread, where that takes less than handing it to a worker and back would; else False.
-
-        For tensors only: `job` has nothing to prepare. Nobody may wait before it, and executions must usually be quick.
-        """
-        quick = self._on_cpu and 0 < self.statistics.pace < _QUICK
-        if not quick or len(self._queue) or self._closing or not self._here.acquire(blocking=False):
-            return False
+    def run_at_once(self, piece: Piece, finish: Callable[[Tensors], Answer]) -> tuple[Answer, Stages] | None:
+        """The answer, computed on the calling thread; None where a worker has to be asked, which costs more than a very
+        small model, but less than any other. Raises what a job would fail with."""
+        if not self._quick_bytes or self._closing or self._queue:
+            return None
+        if sum(tensor.nbytes for tensor in piece.tensors.values()) > self._quick_bytes:
+            return None
+        started = time.monotonic()
         try:
-            if self._execution is None:
-                self._execution = Execution(self.engines[0][0], self._assembly, self.statistics)
-            job.queued_at = time.monotonic()
-            job.claim()
-            self._execution.run([job])
+            execution = self._idle.pop()
+        except IndexError:  # as many are made as threads ask at once
+            execution = Execution(self.engines[0][0], self._assembly, self.statistics)
+        try:
+            answer, stages = execution.run_alone(piece, finish)
+        except VisionpoolError:
+            self.statistics.failed(time.monotonic() - started)
+            raise
         finally:
-            self._here.release()
-        return True
+            self._idle.append(execution)
+        self.statistics.succeeded(time.monotonic() - started, stages)
+        return answer, stages
 
     def drain(self, timeout: float) -> bool:
         """Waits until nobody has a place any more; False where that takes more than `timeout` seconds."""
@@ -163,7 +165,7 @@ class Pool:
         in_hand = [job for worker in self._workers for job in worker.jobs]  # of those that hang, or died meanwhile
         for job in [*in_hand, *self._queue.drain()]:
             job.fail(Unavailable("the model was unloaded"))
-        self._execution = None
+        self._idle.clear()
         self._workers, self._exited = [], []  # they know the pool: what is frozen in a circle is never collected
         for engine, _ in self.engines:
             engine.close()

@@ -117,8 +117,7 @@ class Service:
         """For callers that have places."""
         started = time.monotonic()
         try:
-            if not (len(jobs) == 1 and jobs[0].prepare is None and pool.run_at_once(jobs[0])):
-                await self._queued(pool, jobs, started, limit)
+            await self._queued(pool, jobs, started, limit)
             _raise_failure(jobs)
         except VisionpoolError:
             pool.statistics.failed(time.monotonic() - started)

@@ -23,7 +23,13 @@ HostFlag = Annotated[
 ]
 HttpPortFlag = Annotated[
     int,
-    typer.Option(envvar="VISIONPOOL_HTTP_PORT", min=0, max=65535, help="0 picks a free one.", rich_help_panel=_SERVER),
+    typer.Option(
+        envvar="VISIONPOOL_HTTP_PORT",
+        min=0,
+        max=65535,
+        help="For HTTP; 0 picks a free one.",
+        rich_help_panel=_SERVER,
+    ),
 ]
 GrpcPortFlag = Annotated[
     int,
@@ -41,7 +47,8 @@ ConnectionAgeFlag = Annotated[
         "--grpc-max-connection-age",
         envvar="VISIONPOOL_GRPC_MAX_CONNECTION_AGE",
         min=1,
-        help="Seconds after which gRPC clients are asked to connect anew, so that new replicas get their share. Unset: never.",
+        help="Seconds after which gRPC clients are asked to connect anew, so that new replicas get their share; calls under "
+        "way then have 60 s more. Unset: never.",
         rich_help_panel=_SERVER,
     ),
 ]
@@ -50,8 +57,9 @@ ControlFlag = Annotated[
     typer.Option(
         "--model-control-mode",
         envvar="VISIONPOOL_MODEL_CONTROL_MODE",
-        help="none: all models are loaded at the start, for good. explicit: clients load and unload them by KServe's "
-        "repository calls; at the start come those named by --load-model.",
+        help="none: all models are loaded at the start, for good. explicit: clients load and unload them by POST "
+        "/v2/repository/models/NAME/load and /unload, or RepositoryModelLoad and RepositoryModelUnload; at the start come "
+        "those that --load-model names.",
         rich_help_panel=_SERVER,
     ),
 ]
@@ -60,7 +68,7 @@ LoadModelFlag = Annotated[
     typer.Option(
         "--load-model",
         envvar="VISIONPOOL_LOAD_MODEL",
-        help="With explicit control: a model to load at the start, * for all. May be given again.",
+        help="With explicit control: a model to load at the start; '*', in quotes, for all. May be given again.",
         rich_help_panel=_SERVER,
     ),
 ]
@@ -69,11 +77,27 @@ TraceDirFlag = Annotated[
     typer.Option(
         "--trace-dir",
         envvar="VISIONPOOL_TRACE_DIR",
-        help="Folder that KServe's trace settings may write to. Unset: tracing cannot be switched on.",
+        help="Folder for the traces that clients switch on by POST /v2/trace/setting, or TraceSetting. Unset: they cannot.",
         rich_help_panel=_SERVER,
     ),
 ]
-LogLevelFlag = Annotated[LogLevel, typer.Option(envvar="VISIONPOOL_LOG_LEVEL", rich_help_panel=_SERVER)]
+SharedMemoryFlag = Annotated[
+    bool,
+    typer.Option(
+        envvar="VISIONPOOL_SYSTEM_SHARED_MEMORY",
+        help="Whether KServe's clients may pass tensors through POSIX shared memory. Whoever reaches the ports can then read "
+        "and write all of /dev/shm that the server can.",
+        rich_help_panel=_SERVER,
+    ),
+]
+LogLevelFlag = Annotated[
+    LogLevel,
+    typer.Option(
+        envvar="VISIONPOOL_LOG_LEVEL",
+        help="What goes to stderr: this and what is worse.",
+        rich_help_panel=_SERVER,
+    ),
+]
 DeviceFlag = Annotated[
     str,
     typer.Option(
@@ -103,7 +127,10 @@ PrecisionFlag = Annotated[
 BackendFlag = Annotated[
     str | None,
     typer.Option(
-        envvar="VISIONPOOL_BACKEND", help="openvino or onnxruntime; unset: openvino.", rich_help_panel=_MODELS
+        envvar="VISIONPOOL_BACKEND",
+        help="openvino or onnxruntime; models on a remote server say so in their model.yaml. Unset: openvino, or "
+        "onnxruntime where that alone is installed.",
+        rich_help_panel=_MODELS,
     ),
 ]
 CacheDirFlag = Annotated[
@@ -129,7 +156,7 @@ MaxBodyFlag = Annotated[
         "--max-body-mb",
         envvar="VISIONPOOL_MAX_BODY_MB",
         min=1,
-        help="Larger request bodies are refused.",
+        help="Larger HTTP bodies, gRPC messages, and tensors in shared memory are refused.",
         rich_help_panel=_LIMITS,
     ),
 ]
@@ -138,7 +165,7 @@ BodyTimeoutFlag = Annotated[
     typer.Option(
         envvar="VISIONPOOL_BODY_TIMEOUT",
         min=0.1,
-        help="Seconds that a client may take to send its request.",
+        help="Seconds that a client may take to send an HTTP body; for gRPC its deadline holds.",
         rich_help_panel=_LIMITS,
     ),
 ]
@@ -172,3 +199,4 @@ class Settings:
     model_control: ModelControl = "none"
     load_models: tuple[str, ...] = ()  # with explicit control; * is all
     trace_dir: Path | None = None
+    system_shared_memory: bool = True

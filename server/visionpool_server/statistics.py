@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from threading import Lock
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,7 @@ class Snapshot:
     batches: tuple[BatchStatistics, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Stages:
+class Stages(NamedTuple):
     """Where the time of one request went, in seconds."""
 
     queue: float = 0.0
@@ -65,7 +65,6 @@ class Statistics:
         self._success = [0, 0.0]
         self._fail = [0, 0.0]
         self._stages = [0.0, 0.0, 0.0, 0.0]
-        self.pace = 0.0  # seconds that an execution usually takes; 0 before the first
         self._batches: dict[int, list[float]] = {}  # size -> executions, seconds of input, infer, output
 
     def succeeded(self, seconds: float, stages: Stages) -> None:
@@ -90,23 +89,12 @@ class Statistics:
         with self._lock:
             self._last = time.time()
             self._inferences += size
-            self._keep_pace(compute_infer)
             batch = self._batches.get(size)
             if batch is None:
                 batch = self._batches[size] = [0, 0.0, 0.0, 0.0]
             batch[0] += 1
             batch[1] += compute_input
             batch[2] += compute_infer
-
-    def _keep_pace(self, seconds: float) -> None:
-        """Follows what is usual: a single execution that was held up, by whatever, counts little."""
-        pace = self.pace
-        if not pace:
-            self.pace = seconds
-        elif seconds < pace:
-            self.pace += (seconds - pace) / 4
-        else:
-            self.pace += (min(seconds, 8 * pace) - pace) / 16
 
     def finished(self, size: int, compute_output: float) -> None:
         """The answers of a batch of `size` that was executed are made."""

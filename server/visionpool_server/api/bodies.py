@@ -36,6 +36,19 @@ class BodyLimits:
     max_pictures: int = 64
     budget: ByteBudget = field(default_factory=lambda: ByteBudget(2**30))  # over all requests
 
+    def check_bytes(self, size: int) -> None:
+        """Raises TooLarge for more bytes than a request may have."""
+        if size > self.max_bytes:
+            raise TooLarge(
+                f"the request is larger than {self.max_bytes / 2**20:g} MiB",
+                hint="send a smaller picture, or start the server with a larger --max-body-mb",
+            )
+
+    def check_pictures(self, count: int) -> None:
+        """Raises TooLarge for more pictures than a request may have."""
+        if count > self.max_pictures:
+            raise TooLarge(f"{count} pictures in one request", hint=f"send at most {self.max_pictures}")
+
 
 class JsonPicture(BaseModel):
     """One picture: its bytes in base64 (a `data:` URL is fine too), or a URL where the server allows it."""
@@ -58,8 +71,8 @@ async def read_body(request: Request, limits: BodyLimits, held: Held) -> bytes:
 async def receive_body(receive: Receive, declared: str, limits: BodyLimits, held: Held) -> bytes:
     """The whole body, of which `declared` is the Content-Length. Raises TooLarge before reading what declares itself too
     large, RequestTimeout for a slow one, QueueFull where the server holds too many bytes already."""
-    if declared.isdecimal() and int(declared) > limits.max_bytes:
-        raise too_large(limits)
+    if declared.isdecimal():
+        limits.check_bytes(int(declared))
     chunks: list[bytes] = []
     size, more = 0, True
     try:
@@ -70,8 +83,7 @@ async def receive_body(receive: Receive, declared: str, limits: BodyLimits, held
                     raise Cancelled("the client went away")
                 chunk, more = message.get("body", b""), message.get("more_body", False)
                 size += len(chunk)
-                if size > limits.max_bytes:
-                    raise too_large(limits)
+                limits.check_bytes(size)
                 held.take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
@@ -90,18 +102,14 @@ async def read_pictures(request: Request, limits: BodyLimits, urls: UrlFetcher, 
     if kind.startswith("image/"):
         return [body]
     if kind == "multipart/form-data":
-        pictures = await _from_form(request.headers, body, limits)
-    elif kind == "application/json":
-        pictures = await _from_json(body, limits, urls, held)
-    elif not body:
+        return await _from_form(request.headers, body, limits)
+    if kind == "application/json":
+        return await _from_json(body, limits, urls, held)
+    if not body:
         raise InvalidRequest("the body is empty", hint=_HINT)
-    elif kind in _BARE and (sniff(body) or kind == "application/octet-stream"):
+    if kind in _BARE and (sniff(body) or kind == "application/octet-stream"):
         return [body]
-    else:
-        raise UnsupportedMedia(f"a body of type {kind or 'unknown'} is not read", hint=_HINT)
-    if len(pictures) > limits.max_pictures:
-        raise TooLarge(f"{len(pictures)} pictures in one request", hint=f"send at most {limits.max_pictures}")
-    return pictures
+    raise UnsupportedMedia(f"a body of type {kind or 'unknown'} is not read", hint=_HINT)
 
 
 async def _from_form(headers: Headers, body: bytes, limits: BodyLimits) -> list[bytes]:
@@ -138,8 +146,7 @@ async def _from_json(body: bytes, limits: BodyLimits, urls: UrlFetcher, held: He
 def _sources(body: bytes, limits: BodyLimits) -> list[bytes | str]:
     """The pictures of a JSON body, or the URLs where they are."""
     entries = _parsed(body).images
-    if len(entries) > limits.max_pictures:
-        raise TooLarge(f"{len(entries)} pictures in one request", hint=f"send at most {limits.max_pictures}")
+    limits.check_pictures(len(entries))
     return [_source(entry, index) for index, entry in enumerate(entries)]
 
 
@@ -174,10 +181,3 @@ def from_base64(text: str, where: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"{where} is not base64: {error}") from error
-
-
-def too_large(limits: BodyLimits) -> TooLarge:
-    return TooLarge(
-        f"the request is larger than {limits.max_bytes / 2**20:g} MiB",
-        hint="send a smaller picture, or start the server with a larger --max-body-mb",
-    )

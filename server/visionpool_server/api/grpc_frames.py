@@ -16,7 +16,7 @@ from visionpool.errors import InvalidRequest, QueueFull, VisionpoolError
 from visionpool.messages import write_result
 from visionpool.v1 import vision_pb2 as v1
 
-from visionpool_server.api.bodies import BodyLimits, too_large
+from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.grpc_errors import Context, retry_after, unforeseen
 from visionpool_server.api.grpc_streams import in_order
 from visionpool_server.api.options import read_ask
@@ -51,7 +51,7 @@ class FrameStream:
         frames = in_order(_chained(first, requests), self._begin, limit)
         async with aclosing(frames) as answers:
             async for answer in answers:
-                await self._context.write(answer)
+                await self._context.write(answer.SerializeToString())
 
     def _begin(self, request: v1.PredictStreamRequest) -> Awaitable[v1.PredictStreamResponse]:
         """Called as each frame is read, so that what it says holds from it on."""
@@ -87,7 +87,7 @@ class FrameStream:
 
     async def _prediction(self, picture: bytes, model: Model, ask: Ask) -> Prediction:
         """Waits where a single call would be turned away: the sender notices, as nothing more is read meanwhile."""
-        check_size(len(picture), self._limits)
+        self._limits.check_bytes(len(picture))
         while True:
             try:
                 with self._limits.budget.hold() as held:
@@ -117,12 +117,6 @@ def within(context: Context, ask: Ask, model: Model) -> Ask:
     if remaining is None or remaining >= (ask.timeout or model.bundle.batching.timeout_ms / 1000):
         return ask
     return replace(ask, timeout=max(remaining, 0.001))
-
-
-def check_size(size: int, limits: BodyLimits) -> None:
-    """Raises TooLarge for more bytes of pictures than a request may have."""
-    if size > limits.max_bytes:
-        raise too_large(limits)
 
 
 def write_timings(timings: Mapping[str, float], message: v1.Timings) -> None:

@@ -9,10 +9,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 from visionpool.errors import InvalidSetting
-from visionpool.v1 import vision_pb2_grpc
 
 from visionpool_server.api.grpc_vision import SERVICE_NAME as VISION
-from visionpool_server.api.grpc_vision import VisionServicer
+from visionpool_server.api.grpc_vision import VisionGrpc
 from visionpool_server.api.kserve.grpc import SERVICE_NAME as KSERVE
 from visionpool_server.api.kserve.grpc import KserveGrpc
 
@@ -36,6 +35,7 @@ class GrpcOptions:
             ("grpc.so_reuseport", 0),  # a port in use is an error, not shared with another server
             ("grpc.keepalive_time_ms", 60_000),  # finds clients that are gone without a word
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_permit_without_calls", 1),  # between calls too, from both sides
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # clients may ask as often
         ]
         if self.max_connection_age is not None:
@@ -47,12 +47,11 @@ class GrpcOptions:
 class GrpcServer:
     """`await start()`, then `ready()`; `await stop()` lets calls in flight finish. Made within a running loop."""
 
-    def __init__(self, vision: VisionServicer, kserve: KserveGrpc, options: GrpcOptions) -> None:
+    def __init__(self, vision: VisionGrpc, kserve: KserveGrpc, options: GrpcOptions) -> None:
         self._server = grpc.aio.server(options=options.channel())
         self._health = health.HealthServicer()
-        vision_pb2_grpc.add_VisionServicer_to_server(vision, self._server)  # type: ignore[no-untyped-call]  # generated
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._server.add_generic_rpc_handlers((kserve.handlers(),))
+        self._server.add_generic_rpc_handlers((vision.handlers(), kserve.handlers()))
         self._names = ("", VISION, KSERVE)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection([VISION, KSERVE, health_name, reflection.SERVICE_NAME], self._server)

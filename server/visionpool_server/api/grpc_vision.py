@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import grpc
 import orjson
-from visionpool.errors import InvalidOption, InvalidRequest, TooLarge
+from visionpool.errors import InvalidOption, InvalidRequest
 from visionpool.messages import write_result
 from visionpool.v1 import vision_pb2 as v1
-from visionpool.v1 import vision_pb2_grpc
 
 from visionpool_server.api.answers import describe, slowest, summary
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.budget import Held
 from visionpool_server.api.grpc_errors import Context, answered
-from visionpool_server.api.grpc_frames import FrameStream, check_size, read_options, within, write_timings
+from visionpool_server.api.grpc_frames import FrameStream, read_options, within, write_timings
+from visionpool_server.api.grpc_messages import parsed, reading
 from visionpool_server.models.loader import Model
 from visionpool_server.service import PictureType, Service
 
@@ -28,15 +29,27 @@ _PICTURE_TYPES: dict[int, PictureType] = {
 _FORMATS = {"jpeg": v1.PICTURE_FORMAT_JPEG, "png": v1.PICTURE_FORMAT_PNG}
 
 
-class VisionServicer(vision_pb2_grpc.VisionServicer):
-    """The handlers of visionpool.v1.Vision, for a server of grpc.aio: all run on its event loop."""
+class VisionGrpc:
+    """The handlers, for a server of grpc.aio: all run on its event loop. `handlers()` binds them to the names of the proto."""
 
     def __init__(self, service: Service, limits: BodyLimits) -> None:
         self._service = service
         self._limits = limits
 
+    def handlers(self) -> grpc.GenericRpcHandler:
+        unary = {
+            "Predict": self.predict,
+            "Annotate": self.annotate,
+            "ListModels": self.list_models,
+            "GetModel": self.get_model,
+        }
+        methods: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(call) for name, call in unary.items()}
+        methods["PredictStream"] = grpc.stream_stream_rpc_method_handler(self.predict_stream)
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
     @answered
-    async def Predict(self, request: v1.PredictRequest, context: Context) -> v1.PredictResponse:  # noqa: N802  the proto's
+    @reading(v1.PredictRequest)
+    async def predict(self, request: v1.PredictRequest, context: Context) -> v1.PredictResponse:
         model = self._model(request)
         ask = read_options(request.options)
         with self._limits.budget.hold() as held:
@@ -49,11 +62,13 @@ class VisionServicer(vision_pb2_grpc.VisionServicer):
         return response
 
     @answered
-    async def PredictStream(self, request: AsyncIterator[v1.PredictStreamRequest], context: Context) -> None:  # noqa: N802
-        await FrameStream(self._service, self._limits, context).run(request)
+    async def predict_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        frames = (parsed(v1.PredictStreamRequest, raw) async for raw in requests)
+        await FrameStream(self._service, self._limits, context).run(frames)
 
     @answered
-    async def Annotate(self, request: v1.AnnotateRequest, context: Context) -> v1.AnnotateResponse:  # noqa: N802
+    @reading(v1.AnnotateRequest)
+    async def annotate(self, request: v1.AnnotateRequest, context: Context) -> v1.AnnotateResponse:
         model = self._model(request)
         ask = read_options(request.options)
         kind = _PICTURE_TYPES.get(request.format)
@@ -68,11 +83,13 @@ class VisionServicer(vision_pb2_grpc.VisionServicer):
         return response
 
     @answered
-    async def ListModels(self, request: v1.ListModelsRequest, context: Context) -> v1.ListModelsResponse:  # noqa: ARG002, N802
+    @reading(v1.ListModelsRequest)
+    async def list_models(self, request: v1.ListModelsRequest, context: Context) -> v1.ListModelsResponse:  # noqa: ARG002
         return v1.ListModelsResponse(models=[_summary(summary(model)) for model in self._service.models])
 
     @answered
-    async def GetModel(self, request: v1.GetModelRequest, context: Context) -> v1.GetModelResponse:  # noqa: ARG002, N802
+    @reading(v1.GetModelRequest)
+    async def get_model(self, request: v1.GetModelRequest, context: Context) -> v1.GetModelResponse:  # noqa: ARG002
         return _description(describe(self._model(request)))
 
     def _model(self, request: v1.PredictRequest | v1.AnnotateRequest | v1.GetModelRequest) -> Model:
@@ -82,11 +99,10 @@ class VisionServicer(vision_pb2_grpc.VisionServicer):
         """The pictures of a request, at least one; `held` counts their bytes. Raises InvalidRequest, TooLarge, QueueFull."""
         pictures = list(given)
         size = sum(map(len, pictures))
-        check_size(size, self._limits)
+        self._limits.check_bytes(size)
         if not pictures:
             raise InvalidRequest("there is no picture in the request", hint="put the bytes of files into `pictures`")
-        if len(pictures) > self._limits.max_pictures:
-            raise TooLarge(f"{len(pictures)} pictures in one request", hint=f"send at most {self._limits.max_pictures}")
+        self._limits.check_pictures(len(pictures))
         held.take(size)
         return pictures
 

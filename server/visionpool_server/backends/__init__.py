@@ -36,11 +36,13 @@ DTYPES = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model comes from: a file or folder of weights, or (backend: remote) a server and the model's name there."""
+    """Where a model comes from: a file or folder of weights, or (backend: remote) a server, the model's name there, and
+    how to speak with it."""
 
     weights: Path | None = None
     url: str | None = None
     model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # runtime.options, which may hold secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class LoadOptions:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     cpu_operators: tuple[str, ...] = ()
     cache_dir: Path | None = None
+    hang_timeout: float | None = None  # seconds after which a worker that waits for a batch is replaced
     options: Mapping[str, Any] = field(default_factory=dict)  # the runtime's own properties, passed through
 
 
@@ -146,6 +149,11 @@ class Engine(Protocol):
     def on_cpu(self) -> bool:
         """Whether its contexts compute on this machine's cores."""
 
+    @property
+    def quick_bytes(self) -> int:
+        """For inputs of at most so many bytes it computes on the thread that asks, sooner than another could be woken; 0:
+        it never does."""
+
     def clone(self) -> Context:
         """A further context on the same weights: cheap."""
 
@@ -184,8 +192,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def zeros(shape: Sequence[int], dtype: str) -> NDArray[Any]:
-    """An array of nothing: zeros, False, or empty strings."""
-    return np.full(shape, b"", object) if dtype == "bytes" else np.zeros(shape, numpy_dtype(dtype))
+    """An array of zeros: False among booleans, and "0" among strings, which a model that reads numbers can read."""
+    return np.full(shape, b"0", object) if dtype == "bytes" else np.zeros(shape, numpy_dtype(dtype))
 
 
 def refuse_unknown_types(signature: Signature) -> None:

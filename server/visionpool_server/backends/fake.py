@@ -45,6 +45,7 @@ class FakeBackend:
 class FakeEngine:
     def __init__(self, options: LoadOptions) -> None:
         self.contexts = options.contexts or 2
+        self.quick_bytes = int(options.options.get("quick_bytes", 0))
         self.on_cpu = bool(options.options.get("on_cpu"))  # it sleeps, as a thread does that waits for an accelerator
         self.batched = True
         self.batch_sizes = options.batch_sizes

@@ -37,7 +37,7 @@ from visionpool_server.backends import (
     refuse_unknown_types,
     zeros,
 )
-from visionpool_server.backends.remote_peer import HINT_HEADERS, Peer, Settings, settings_from
+from visionpool_server.backends.remote_peer import HINT_HEADERS, Peer, Settings
 from visionpool_server.backends.remote_wire import Mismatch, answer, request, spec_of
 
 _SETUP_S = 10.0  # for all that is asked before the first inference
@@ -47,7 +47,7 @@ _CONTEXTS = 4
 class RemoteBackend:
     def read(self, source: Source) -> Signature:
         """What the far server says of the model, within 10 s. Raises InvalidModel, BackendUnavailable."""
-        peer = Peer(source, Settings())
+        peer = Peer(source)
         try:
             return _describe(peer, time.monotonic() + _SETUP_S)
         finally:
@@ -56,8 +56,9 @@ class RemoteBackend:
     def load(self, source: Source, options: LoadOptions) -> RemoteEngine:
         """The engine. A model that takes pictures is tried out with a black one; of another, no input is known to be good."""
         _refuse_what_it_lacks(options)
-        peer = Peer(source, settings_from(options.options))
+        peer = Peer(source)
         try:
+            _check_patience(peer.settings, options.hang_timeout)
             until = time.monotonic() + _SETUP_S
             engine = RemoteEngine(peer, _describe(peer, until), _max_batch_size(peer, until), options)
             if options.image:
@@ -70,6 +71,7 @@ class RemoteBackend:
 
 class RemoteEngine:
     on_cpu = False
+    quick_bytes = 0
 
     def __init__(self, peer: Peer, signature: Signature, batch_limit: int, options: LoadOptions) -> None:
         """`batch_limit`: the far server's; 0 where it does not batch, or does not say so."""
@@ -181,6 +183,16 @@ def _refuse_what_it_lacks(options: LoadOptions) -> None:
                 f"backend: remote cannot choose the {name} ({value})",
                 hint=f"leave {name} out: the far server's own configuration says it",
             )
+
+
+def _check_patience(settings: Settings, hang_timeout: float | None) -> None:
+    """A far server that is slow has to be given up before the worker that waits for it is."""
+    if hang_timeout is not None and settings.timeout >= hang_timeout:
+        raise InvalidModel(
+            f"runtime.options.timeout_ms is {settings.timeout * 1000:g}, and after batching.hang_timeout_ms: "
+            f"{hang_timeout * 1000:g} the worker that waits would be replaced",
+            hint="say a smaller timeout_ms, or a larger hang_timeout_ms, in model.yaml",
+        )
 
 
 def _batches(limit: int, options: LoadOptions) -> tuple[tuple[int, ...], int]:

@@ -31,7 +31,7 @@ HINT_HEADERS = "check runtime.options.headers in model.yaml, such as {authorizat
 class Settings:
     """runtime.options in model.yaml."""
 
-    timeout: float = 15.0  # seconds an inference may take: less than batching.hang_timeout_ms
+    timeout: float = 15.0  # seconds an inference may take
     max_message_bytes: int = 256 << 20
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # they hold secrets
 
@@ -39,11 +39,11 @@ class Settings:
 class Peer:
     """A model's address on a far server, and the connection there: opened by the first call, reopened by later ones."""
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, source: Source) -> None:
         if not source.model:
             raise InvalidModel("backend: remote has to know the model's name on the far server")
-        self.url, self.model, self.settings = source.url or "", source.model, settings
-        self._channel = _channel(self.url, settings)
+        self.url, self.model, self.settings = source.url or "", source.model, settings_from(source.options)
+        self._channel = _channel(self.url, self.settings)
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._infer: Any = self._channel.unary_unary(  # without a serialiser: requests come serialised
             "/inference.GRPCInferenceService/ModelInfer", response_deserializer=pb.ModelInferResponse.FromString

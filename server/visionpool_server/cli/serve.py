@@ -20,6 +20,10 @@ visionpool serve yolov8n.onnx              an Ultralytics export: nothing to con
 
 visionpool serve models/ --http-port 9000  every model of a folder
 
+visionpool serve models/ --host 0.0.0.0 --http-port 80 --grpc-port 9001 --grpc-max-connection-age 300
+
+visionpool serve models/ --model-control-mode explicit --load-model street --load-model shelf
+
 visionpool serve yolov8n.onnx --device HETERO:GPU,CPU --precision f16
 
 Every option is also read from the environment, as VISIONPOOL_HTTP_PORT and so on."""
@@ -42,6 +46,7 @@ def serve(
     model_control_mode: flags.ControlFlag = "none",
     load_model: flags.LoadModelFlag = None,
     trace_dir: flags.TraceDirFlag = None,
+    system_shared_memory: flags.SharedMemoryFlag = True,
     device: flags.DeviceFlag = "CPU",
     workers: flags.WorkersFlag = None,
     precision: flags.PrecisionFlag = None,
@@ -74,6 +79,7 @@ def serve(
         model_control=model_control_mode,
         load_models=tuple(load_model or ()),
         trace_dir=trace_dir,
+        system_shared_memory=system_shared_memory,
     )
     progress = _Progress()
     App(wanted, on_loaded=progress.loaded, on_ready=progress.ready).run()

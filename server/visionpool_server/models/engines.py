@@ -81,6 +81,7 @@ class Loading:
             shapes=runtime.shapes,
             cpu_operators=runtime.cpu_operators,
             cache_dir=runtime.cache_dir or self.defaults.cache_dir,
+            hang_timeout=batching.hang_timeout_ms / 1e3,
             options=runtime.options,
         )
 

@@ -132,7 +132,8 @@ def _remote_source(files: ModelFiles, bundle: Bundle) -> Source:
         raise InvalidModel(
             "backend: remote needs the server's address", hint="say runtime.url: grpc://HOST:PORT in model.yaml"
         )
-    return Source(url=bundle.runtime.url, model=bundle.runtime.model or bundle.name or files.name)
+    runtime = bundle.runtime
+    return Source(url=runtime.url, model=runtime.model or bundle.name or files.name, options=runtime.options)
 
 
 def _family_name(bundle: Bundle, signature: Signature) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from starlette.types import Receive
 from visionpool.errors import InvalidRequest, UnsupportedMedia
 
-from visionpool_server.api.bodies import BodyLimits, receive_body, too_large
+from visionpool_server.api.bodies import BodyLimits, receive_body
 from visionpool_server.api.budget import Held
 
 CODINGS = ("gzip", "deflate")
@@ -69,8 +69,7 @@ async def _inflated(body: bytes, coding: str, limits: BodyLimits, held: Held) ->
     size = 0
     while piece := await asyncio.to_thread(inflater.read, _STEP):
         size += len(piece)
-        if size > limits.max_bytes:
-            raise too_large(limits)
+        limits.check_bytes(size)
         held.take(len(piece))
         pieces.append(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -16,7 +16,6 @@ from tritonclient.grpc import model_config_pb2 as mc
 from tritonclient.grpc import service_pb2 as pb
 
 from visionpool_server.api.kserve.contract import RESULT, Contract, Port
-from visionpool_server.api.kserve.shared_memory import SEGMENTS
 from visionpool_server.backends import Engine
 from visionpool_server.batching import DEFAULT_PRIORITY, PRIORITY_LEVELS
 from visionpool_server.families import picture_shape
@@ -33,10 +32,10 @@ _PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}  # Triton's names; OpenVINO's i
 _GPU = re.compile(r"(?:GPU|cuda)(?:[.:](\d+))?", re.IGNORECASE)
 
 
-def server_metadata(*, tracing: bool) -> Any:
+def server_metadata(*, shared_memory: bool, tracing: bool) -> Any:
     """Name, version and the extensions that work; `tracing`: whether trace files can be written."""
     extensions = [*_ALWAYS]
-    if SEGMENTS.is_dir():
+    if shared_memory:
         extensions.append("system_shared_memory")
     if tracing:
         extensions.append("trace")

@@ -2,8 +2,9 @@
 
     {"inputs": [{"name", "datatype", "shape", "parameters": {"binary_data_size": 12288}}, ...]}<12288 bytes>...
 
-`Inference-Header-Content-Length` says where the JSON ends (KServe v2, and Triton's binary tensor data extension). Keys
-that the protocol does not know are ignored; what it knows has to be of the right type.
+`Inference-Header-Content-Length` says where the JSON ends (KServe v2, and Triton's binary tensor data extension); 0 is a raw
+binary request, one tensor and nothing else. Keys that the protocol does not know are ignored; what it knows has to be of the
+right type.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import orjson
+from tritonclient.grpc import model_config_pb2 as mc
 from visionpool.errors import InvalidRequest
 
-from visionpool_server.api.kserve.datatypes import BYTES, dtype_of, from_values, size_of, split_bytes
+from visionpool_server.api.kserve.datatypes import BYTES, dtype_of, from_values, join_bytes, size_of, split_bytes
 from visionpool_server.api.kserve.http_json import kind_of, loads_object, parameters_of, typed
 from visionpool_server.api.kserve.messages import (
     InferRequest,
@@ -30,6 +32,7 @@ _HINT = 'send {"inputs": [{"name": ..., "datatype": "FP32", "shape": [...], "dat
 _HINT_BINARY = (
     "Inference-Header-Content-Length is the length of the JSON, binary_data_size that of each tensor behind it"
 )
+_HINT_RAW = "send the inference header, JSON with the input's shape, and its length in Inference-Header-Content-Length"
 
 
 def read_request(model: str, version: str, body: bytes, head_size: int) -> InferRequest:
@@ -54,6 +57,34 @@ def read_request(model: str, version: str, body: bytes, head_size: int) -> Infer
     parameters = parameters_of(said, "the request")
     _flag(parameters, "binary_data_output", "the request")
     return InferRequest(model, version, inputs, outputs, typed(said, "id", str, "the request") or "", parameters)
+
+
+def read_raw(model: str, version: str, body: bytes, config: Any) -> InferRequest:
+    """A raw binary request: `body` is the one input of the model whose `ModelConfig` is given, in a batch of one, and all
+    outputs are wanted in binary. Its one free dimension is as long as the body makes it.
+
+    An element of BYTES comes without its length. Raises InvalidRequest for a model whose input cannot be known from its
+    size (Triton's binary tensor data extension, `Raw Binary Request`).
+    """
+    if len(config.input) != 1:
+        raise InvalidRequest(
+            f"{model} has {len(config.input)} inputs, and a raw binary request brings one", hint=_HINT_RAW
+        )
+    (port,) = config.input
+    datatype = BYTES if port.data_type == mc.TYPE_STRING else mc.DataType.Name(port.data_type).removeprefix("TYPE_")
+    shape = [1, *port.dims] if config.max_batch_size else [*port.dims]
+    free = [axis for axis, size in enumerate(shape) if size < 0]
+    known = prod(size for size in shape if size >= 0)
+    if len(free) > 1 or (datatype == BYTES and (free or known != 1)):
+        raise InvalidRequest(
+            f"input {port.name!r} of {model} is {datatype} of shape {shape}, which the size of a body does not tell",
+            hint=_HINT_RAW,
+        )
+    for axis in free:
+        shape[axis] = len(body) // (dtype_of(port.name, datatype).itemsize * (known or 1))
+    data = join_bytes([body]) if datatype == BYTES else body
+    tensor = InputTensor(port.name, datatype, tuple(shape), data)
+    return InferRequest(model, version, [tensor], parameters={"binary_data_output": True})
 
 
 def head_size_of(header: bytes | None, size: int) -> int:

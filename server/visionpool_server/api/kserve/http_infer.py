@@ -17,7 +17,7 @@ from visionpool_server.api.budget import Held
 from visionpool_server.api.errors import error_response, unexpected_response
 from visionpool_server.api.http_vision import unless_gone
 from visionpool_server.api.kserve.compression import compressed, read_decoded, wanted_coding
-from visionpool_server.api.kserve.http_codec import head_size_of, json_bytes, read_request, write_response
+from visionpool_server.api.kserve.http_codec import head_size_of, json_bytes, read_raw, read_request, write_response
 from visionpool_server.api.kserve.messages import InferRequest, InferResponse
 
 if TYPE_CHECKING:
@@ -71,8 +71,11 @@ class Inference:
     async def _inferred(self, request: Request, model: str, version: str, held: Held) -> Answer:
         headers: Mapping[bytes, bytes] = dict(request.scope["headers"])
         body = await read_decoded(request.receive, headers, self.limits, held)
-        head_size = head_size_of(headers.get(HEADER), len(body))
-        if head_size > _LARGE:
+        header = headers.get(HEADER)
+        head_size = head_size_of(header, len(body))
+        if header is not None and not head_size:
+            asked = read_raw(model, version, body, self.kserve.model_config(model, version).config)
+        elif head_size > _LARGE:
             held.take(min(_SWELL * head_size, self.limits.budget.limit // 2))
             asked = await asyncio.to_thread(read_request, model, version, body, head_size)
         else:

@@ -83,7 +83,7 @@ _HEAD_SIZE = {
     "name": "Inference-Header-Content-Length",
     "in": "header",
     "required": False,
-    "description": "Where tensors follow the JSON in binary: the length of the JSON.",
+    "description": "Where tensors follow the JSON in binary: the length of the JSON. 0: the body is the one input, raw.",
     "schema": {"type": "integer", "minimum": 0},
 }
 

@@ -9,10 +9,9 @@ A lone job writes its answer on the worker's thread, straight from where the run
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -25,6 +24,7 @@ from visionpool_server.api.kserve.datatypes import from_buffer
 from visionpool_server.api.kserve.messages import InferRequest, InferResponse, InputTensor, OutputTensor, Parameters
 from visionpool_server.api.kserve.outputs import Regions, Wanted, place_of, rendered, wanted_outputs
 from visionpool_server.api.options import PredictOptions, read_ask
+from visionpool_server.assembly import Piece
 from visionpool_server.backends import Engine
 from visionpool_server.batching import DEFAULT_PRIORITY, PRIORITY_LEVELS, Job, Tensors
 from visionpool_server.families import Family, Options
@@ -43,15 +43,24 @@ class Memory(Regions, Protocol):
     def read(self, region: str, offset: int, byte_size: int) -> bytes: ...
 
 
-_Answer = tuple[Sequence[OutputTensor], Stages]
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
+class _Terms(NamedTuple):
     """How a request wants to be run."""
 
     timeout: float  # seconds
     priority: int
+
+
+_Outputs = list[OutputTensor]
+_Answer = tuple[_Outputs, Stages]
+
+
+class _Asked(NamedTuple):
+    """What a request asks of a pool of tensors, checked."""
+
+    pool: Pool
+    tensors: Tensors
+    rows: int
+    finish: Callable[[Tensors], _Outputs]
 
 
 class Inference:
@@ -62,18 +71,25 @@ class Inference:
         self._memory = memory
         self._contracts: dict[str, Contract] = {}
 
-    async def infer(self, request: InferRequest, limit: float | None = None) -> InferResponse:
-        """`limit`: seconds that the transport allows. Raises what `Service.run` raises, InvalidRequest, ModelNotFound."""
+    def begin(self, request: InferRequest, limit: float | None = None) -> InferResponse | Awaitable[InferResponse]:
+        """The answer, where this very thread makes it sooner than another could be asked to; else what to await for it, on
+        the event loop. For any thread.
+
+        `limit`: seconds that the transport allows. Raises what `Service.run` raises, InvalidRequest, ModelNotFound.
+        """
         model = self._service.models.get(request.model, request.version or None)
         contract = self._contract(model)
         terms = _terms(model, request.parameters, limit)
         _check_names(contract, request.inputs)
-        pictures = contract.brings_pictures(request.inputs)
-        if pictures:
-            outputs, stages = await self._pictures(contract, request, pictures, terms)
-        else:
-            outputs, stages = await self._tensors(contract, request, terms)
-        return InferResponse(model.name, model.version, outputs, request.id, stages=stages)
+        if pictures := contract.brings_pictures(request.inputs):
+            return _response(model, request, self._pictures(contract, request, pictures, terms))
+        pool = model.tensors.loaded if model.tensors else model.pool
+        if pool is None:
+            return _response(model, request, self._loaded_first(contract, request, terms))
+        asked = self._asked(contract, request, pool)
+        if made := pool.run_at_once(Piece(asked.tensors, asked.rows), asked.finish):
+            return InferResponse(model.name, model.version, made[0], request.id, stages=made[1])
+        return _response(model, request, self._run(model, asked, terms))
 
     def _contract(self, model: Model) -> Contract:
         contract = self._contracts.get(model.name)
@@ -81,24 +97,25 @@ class Inference:
             contract = self._contracts[model.name] = Contract(model)
         return contract
 
-    async def _tensors(self, contract: Contract, request: InferRequest, terms: _Terms) -> _Answer:
-        model = contract.model
-        wanted = wanted_outputs(contract, request.outputs, pictures=False)
-        arrays = {}
-        for tensor in request.inputs:
-            port = contract.input_for(tensor)
-            arrays[port.name] = self._array(tensor)
-        pool = await _tensor_pool(model)
-        engine = pool.engines[0][0]
-        rows = contract.checked(arrays, batched=engine.batched)
-        if not rows and engine.batch_sizes:
-            raise InvalidRequest(f"a batch of no rows for {model.name}", hint="send at least one")
-        finish = self._finisher(contract, wanted, request, arrays, batched=engine.batched)
-        pieces = _pieces(arrays, rows, _piece_rows(model, engine))
-        jobs = [_tensor_job(piece, terms, batched=engine.batched) for piece in pieces]
-        return await self._run(pool, jobs, finish, terms)
+    async def _loaded_first(self, contract: Contract, request: InferRequest, terms: _Terms) -> _Answer:
+        """For the first tensors that come to a vision model: what takes them is loaded then."""
+        pool = await asyncio.to_thread(contract.model.tensor_pool)
+        return await self._run(contract.model, self._asked(contract, request, pool), terms)
 
-    async def _run(self, pool: Pool, jobs: Sequence[Job], finish: _FinishTensors, terms: _Terms) -> _Answer:
+    def _asked(self, contract: Contract, request: InferRequest, pool: Pool) -> _Asked:
+        wanted = wanted_outputs(contract, request.outputs, pictures=False)
+        tensors = {contract.input_for(tensor).name: self._array(tensor) for tensor in request.inputs}
+        engine = pool.engines[0][0]
+        rows = contract.checked(tensors, batched=engine.batched)
+        if not rows and engine.batch_sizes:
+            raise InvalidRequest(f"a batch of no rows for {contract.model.name}", hint="send at least one")
+        return _Asked(pool, tensors, rows, self._finisher(contract, wanted, request, tensors, batched=engine.batched))
+
+    async def _run(self, model: Model, asked: _Asked, terms: _Terms) -> _Answer:
+        pool, tensors, rows, finish = asked
+        engine = pool.engines[0][0]
+        pieces = _pieces(tensors, rows, _piece_rows(model, engine))
+        jobs = [_tensor_job(piece, terms, batched=engine.batched) for piece in pieces]
         if len(jobs) == 1:
             jobs[0].finish = finish
             stages = await self._service.run(pool, jobs, terms.timeout)
@@ -113,10 +130,10 @@ class Inference:
         contract: Contract,
         wanted: Sequence[Wanted],
         request: InferRequest,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Tensors,
         *,
         batched: bool,
-    ) -> _FinishTensors:
+    ) -> Callable[[Tensors], _Outputs]:
         labels = contract.model.labels
         plain = partial(rendered, wanted, labels=labels, regions=self._memory, batched=batched)
         family = contract.model.family
@@ -125,7 +142,7 @@ class Inference:
         options = _options(contract.model, request.parameters)
         picture = arrays[family.image_input]
 
-        def with_results(outputs: Tensors) -> list[OutputTensor]:
+        def with_results(outputs: Tensors) -> _Outputs:
             return plain({**outputs, RESULT: _results_of(family, outputs, picture, options)})
 
         return with_results
@@ -149,7 +166,7 @@ class Inference:
 
     def _joined(
         self, contract: Contract, wanted: Sequence[Wanted], parts: Sequence[Tensors], *, column: bool
-    ) -> list[OutputTensor]:
+    ) -> _Outputs:
         """The answers of all pictures as one. `column`: results of shape [N, 1], as the pictures were."""
         family = contract.model.family
         assert family is not None
@@ -186,13 +203,8 @@ class Inference:
             data = self._memory.read(place.region, place.offset, place.size)
         return from_buffer(tensor.name, tensor.datatype, tensor.shape, data)
 
-    async def _off_loop(self, work: Any) -> list[OutputTensor]:
-        made: list[OutputTensor] = await asyncio.get_running_loop().run_in_executor(self._service.stages, work)
-        return made
-
-
-class _FinishTensors(Protocol):
-    def __call__(self, outputs: Tensors, /) -> list[OutputTensor]: ...
+    async def _off_loop(self, work: Callable[[], _Outputs]) -> _Outputs:
+        return await asyncio.get_running_loop().run_in_executor(self._service.stages, work)
 
 
 def _terms(model: Model, parameters: Parameters, limit: float | None) -> _Terms:
@@ -208,13 +220,9 @@ def _terms(model: Model, parameters: Parameters, limit: float | None) -> _Terms:
     return _Terms(seconds if limit is None else min(seconds, limit), priority)
 
 
-async def _tensor_pool(model: Model) -> Pool:
-    """The pool of its own tensors, which a vision model may have to load first."""
-    if model.tensors is None:
-        return model.pool
-    if loaded := model.tensors.loaded:
-        return loaded
-    return await asyncio.to_thread(model.tensor_pool)
+async def _response(model: Model, request: InferRequest, answer: Awaitable[_Answer]) -> InferResponse:
+    outputs, stages = await answer
+    return InferResponse(model.name, model.version, outputs, request.id, stages=stages)
 
 
 def _check_names(contract: Contract, inputs: Sequence[InputTensor]) -> None:
@@ -248,7 +256,7 @@ def _piece_rows(model: Model, engine: Engine) -> int | None:
     return engine.max_batch_size
 
 
-def _pieces(arrays: dict[str, NDArray[Any]], rows: int, limit: int | None) -> list[Tensors]:
+def _pieces(arrays: Tensors, rows: int, limit: int | None) -> list[Tensors]:
     """A request's tensors in pieces of at most `limit` rows."""
     if limit is None or rows <= limit:
         return [arrays]

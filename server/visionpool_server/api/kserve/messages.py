@@ -8,8 +8,7 @@ protobuf ---------->                                      -> protobuf
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -19,12 +18,7 @@ Parameters = Mapping[str, Any]  # str -> bool, int, float or str
 NO_PARAMETERS: Parameters = {}
 
 
-def _no_parameters() -> Parameters:
-    return NO_PARAMETERS
-
-
-@dataclass(frozen=True, slots=True)
-class InputTensor:
+class InputTensor(NamedTuple):
     """A tensor of a request. `data`: its bytes as on the wire (BYTES elements with their lengths), or an array of its values
     (what JSON and typed protobuf fields carry); None where it lies in shared memory, which `parameters` then name."""
 
@@ -32,19 +26,17 @@ class InputTensor:
     datatype: str
     shape: tuple[int, ...]
     data: bytes | memoryview | NDArray[Any] | None
-    parameters: Parameters = field(default_factory=_no_parameters)
+    parameters: Parameters = NO_PARAMETERS
 
 
-@dataclass(frozen=True, slots=True)
-class RequestedOutput:
+class RequestedOutput(NamedTuple):
     """`parameters`: `classification`, `binary_data` (HTTP), `shared_memory_region`, `_offset`, `_byte_size`."""
 
     name: str
-    parameters: Parameters = field(default_factory=_no_parameters)
+    parameters: Parameters = NO_PARAMETERS
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """`outputs` empty: all that the model gives by itself."""
 
     model: str
@@ -52,27 +44,25 @@ class InferRequest:
     inputs: Sequence[InputTensor]
     outputs: Sequence[RequestedOutput] = ()
     id: str = ""
-    parameters: Parameters = field(default_factory=_no_parameters)
+    parameters: Parameters = NO_PARAMETERS
 
 
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
+class OutputTensor(NamedTuple):
     """A tensor of an answer. `data`: its bytes as on the wire; None where they were written into shared memory."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: bytes | None
-    parameters: Parameters = field(default_factory=_no_parameters)
+    parameters: Parameters = NO_PARAMETERS
 
 
-@dataclass(frozen=True, slots=True)
-class InferResponse:
+class InferResponse(NamedTuple):
     """`stages`: where the time went."""
 
     model: str
     version: str
     outputs: Sequence[OutputTensor]
     id: str = ""
-    parameters: Parameters = field(default_factory=_no_parameters)
-    stages: Stages = field(default_factory=Stages)
+    parameters: Parameters = NO_PARAMETERS
+    stages: Stages = Stages()

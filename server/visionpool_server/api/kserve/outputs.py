@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,7 @@ class Regions(Protocol):
     def write(self, region: str, offset: int, data: bytes) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where in shared memory a tensor lies, in bytes."""
 
     region: str
@@ -32,8 +30,7 @@ class Place:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """One output that a request wants: under which name, of which of the model's, and in which form."""
 
     name: str

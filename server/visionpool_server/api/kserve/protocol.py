@@ -6,15 +6,16 @@ Answers are the protocol's messages as tritonclient ships them; HTTP writes the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from visionpool.errors import ModelNotFound, Unavailable
 
+from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.kserve import description
 from visionpool_server.api.kserve.control import Control
 from visionpool_server.api.kserve.inference import Inference
-from visionpool_server.api.kserve.messages import InferRequest, InferResponse
+from visionpool_server.api.kserve.messages import InferRequest, InferResponse, InputTensor
 from visionpool_server.api.kserve.shared_memory import SharedMemory
 from visionpool_server.api.kserve.switches import LogSwitches, Tracing
 from visionpool_server.models.loader import Model
@@ -22,31 +23,69 @@ from visionpool_server.service import Service
 
 
 class Kserve:
-    """`ready()`: whether all models are loaded, and the server is not stopping. `close()` gives back what clients left."""
+    """`limits`: those of the transports, which hold for what is read from shared memory too. `ready()`: whether all models
+    are loaded, and the server is not stopping. `close()` gives back what clients left."""
 
-    def __init__(self, service: Service, control: Control, tracing: Tracing, ready: Callable[[], bool]) -> None:
-        self.shared_memory = SharedMemory()
+    def __init__(
+        self,
+        service: Service,
+        control: Control,
+        tracing: Tracing,
+        shared_memory: SharedMemory,
+        *,
+        limits: BodyLimits,
+        ready: Callable[[], bool],
+    ) -> None:
+        self.shared_memory = shared_memory
         self.control = control
         self.tracing = tracing
         self.logging = LogSwitches()
         self.ready = ready
+        self._limits = limits
         self._models = service.models
-        self._inference = Inference(service, self.shared_memory)
+        self._inference = Inference(service, shared_memory)
 
     def live(self) -> bool:
         return True
 
+    def begin(self, request: InferRequest, limit: float | None = None) -> InferResponse | Awaitable[InferResponse]:
+        """See `Inference.begin`."""
+        shared = _shared_bytes(request.inputs)
+        return self._bounded(request, limit, shared) if shared else self._watched(request, limit)
+
+    async def _bounded(self, request: InferRequest, limit: float | None, shared: int) -> InferResponse:
+        """For inputs that no transport has counted. Raises TooLarge, QueueFull."""
+        self._limits.check_bytes(shared)
+        with self._limits.budget.hold() as held:
+            held.take(shared)
+            begun = self._watched(request, limit)
+            return begun if isinstance(begun, InferResponse) else await begun
+
+    def _watched(self, request: InferRequest, limit: float | None) -> InferResponse | Awaitable[InferResponse]:
+        if self.tracing.on and self.tracing.sampled(request.model):
+            return self._traced(request, limit)
+        return self._begin(request, limit)
+
+    def _begin(self, request: InferRequest, limit: float | None) -> InferResponse | Awaitable[InferResponse]:
+        try:
+            return self._inference.begin(request, limit)
+        except ModelNotFound as error:
+            raise _in_tritons_words(error, request.version) from error
+
     async def infer(self, request: InferRequest, limit: float | None = None) -> InferResponse:
-        """See `Inference.infer`."""
-        if not (self.tracing.on and self.tracing.sampled(request.model)):
-            return await self._inference.infer(request, limit)
+        """The same for who can wait, on the event loop."""
+        begun = self.begin(request, limit)
+        return begun if isinstance(begun, InferResponse) else await begun
+
+    async def _traced(self, request: InferRequest, limit: float | None) -> InferResponse:
         started = time.time_ns()
-        response = await self._inference.infer(request, limit)
+        begun = self._begin(request, limit)
+        response = begun if isinstance(begun, InferResponse) else await begun
         self.tracing.write(response.model, response.version, request.id, _timestamps(started, response))
         return response
 
     def server_metadata(self) -> Any:
-        return description.server_metadata(tracing=self.tracing.possible)
+        return description.server_metadata(shared_memory=self.shared_memory.available, tracing=self.tracing.possible)
 
     def model_ready(self, name: str, version: str = "") -> bool:
         """False also for a model that is not there: Triton's clients ask so whether one was unloaded."""
@@ -74,13 +113,30 @@ class Kserve:
         return description.statistics(models)
 
     def _model(self, name: str, version: str) -> Model:
-        return self._models.get(name, version or None)
+        try:
+            return self._models.get(name, version or None)
+        except ModelNotFound as error:
+            raise _in_tritons_words(error, version) from error
 
     def close(self) -> None:
         self.control.close()
         self.shared_memory.close()
         self.tracing.close()
         self.logging.close()
+
+
+def _in_tritons_words(error: ModelNotFound, version: str) -> ModelNotFound:
+    """Programs look for these words in what Triton answers: its own examples do."""
+    words = "Request for unknown model"
+    if version and not version.isdecimal():
+        words = f"failed to get model version from specified version string {version[:80]!r}"
+    return ModelNotFound(f"{words}: {error.message}", hint=error.hint)
+
+
+def _shared_bytes(inputs: Sequence[InputTensor]) -> int:
+    """How much of the inputs lies in shared memory; a size that makes no sense is refused where it is read."""
+    sizes = [tensor.parameters.get("shared_memory_byte_size") for tensor in inputs if tensor.data is None]
+    return sum(size for size in sizes if type(size) is int and size > 0)
 
 
 def _timestamps(started: int, response: InferResponse) -> list[tuple[str, int]]:

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
-from visionpool.errors import InvalidRequest, NotFound, TooLarge, Unimplemented
+from visionpool.errors import InvalidRequest, NotFound, Unimplemented
 
 SEGMENTS = Path("/dev/shm")  # noqa: S108  where Linux keeps POSIX shared memory, no temporary file
 _MAX_REGIONS = 4096
@@ -38,20 +38,23 @@ class _Region:
 
 
 class SharedMemory:
-    """The registered regions; for any thread. `max_bytes`: what one read may take at most. `close()` forgets them all."""
+    """The registered regions; for any thread. All raises Unimplemented where it is not `available`. `close()` forgets them."""
 
-    def __init__(self, max_bytes: int = 2**30) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, *, allowed: bool = True) -> None:
+        self._allowed = allowed
         self._regions: dict[str, _Region] = {}
         self._lock = Lock()
+
+    @property
+    def available(self) -> bool:
+        return self._allowed and SEGMENTS.is_dir()
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Makes `byte_size` bytes of the segment `key`, from `offset` on, known as `name`.
 
         Raises InvalidRequest where there is no such segment or it is smaller, for a name that is taken, and for too many.
         """
-        if not SEGMENTS.is_dir():
-            raise Unimplemented("system shared memory is for Linux alone", hint="send tensors in the request")
+        self._check_available()
         _check_extent(name, offset, byte_size)
         if not (0 < len(name) <= _MAX_NAME and name.isprintable()):
             raise InvalidRequest(f"a region's name has 1 to {_MAX_NAME} printable characters, not {name[:_MAX_NAME]!r}")
@@ -69,6 +72,10 @@ class SharedMemory:
 
     def unregister(self, name: str = "") -> None:
         """Forgets a region, or all of them; a name that is not registered is no error, as with Triton."""
+        self._check_available()
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
         with self._lock:
             for region in list(self._regions.values()):
                 if name in ("", region.name):
@@ -78,6 +85,7 @@ class SharedMemory:
 
     def status(self, name: str = "") -> Any:
         """One region, or all. Raises NotFound."""
+        self._check_available()
         response = pb.SystemSharedMemoryStatusResponse()
         with self._lock:
             for region in [self._find(name)] if name else self._regions.values():
@@ -89,10 +97,8 @@ class SharedMemory:
     def read(self, name: str, offset: int, byte_size: int) -> bytes:
         """A copy of `byte_size` bytes of a region, from its `offset` on.
 
-        Raises NotFound for an unknown region, InvalidRequest for what lies outside of it or is gone, TooLarge.
+        Raises NotFound for an unknown region, InvalidRequest for what lies outside of it or is gone.
         """
-        if byte_size > self._max_bytes:
-            raise TooLarge(f"{byte_size} bytes of shared memory in one tensor, at most {self._max_bytes} are read")
         with self._using(name, offset, byte_size) as region:
             pieces, done = [], 0
             while done < byte_size:
@@ -124,11 +130,21 @@ class SharedMemory:
 
     def close(self) -> None:
         """Forgets all regions. What is being read or written meanwhile is finished first."""
-        self.unregister()
+        self._forget("")
+
+    def _check_available(self) -> None:
+        if not self._allowed:
+            raise Unimplemented(
+                "system shared memory is switched off",
+                hint="send tensors in the request, or drop --no-system-shared-memory",
+            )
+        if not SEGMENTS.is_dir():
+            raise Unimplemented("system shared memory is for Linux alone", hint="send tensors in the request")
 
     @contextmanager
     def _using(self, name: str, offset: int, byte_size: int) -> Iterator[_Region]:
         """Keeps a region's descriptor open, whoever unregisters it meanwhile."""
+        self._check_available()
         _check_extent(name, offset, byte_size, at_least=0)
         with self._lock:
             region = self._find(name)

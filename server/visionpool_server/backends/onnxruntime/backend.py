@@ -74,6 +74,7 @@ class OnnxRuntimeEngine:
         self._options = options
         self._inputs = inputs_of(session)
         self.contexts = contexts
+        self.quick_bytes = 0
         self.on_cpu = options.device == "CPU"
         self.batched, self.batch_sizes, self.max_batch_size = batching(session, options)
         self._placement = Placement(

@@ -96,9 +96,9 @@ class _Input:
         small = array.nbytes <= _SMALL
         if small or not array.flags.aligned:
             array = array.copy()
-        self._buffer = array if small else None
         raw = array if self._raw is None else array.view(self._raw)
         self._request.set_input_tensor(self._index, ov.Tensor(raw, raw.shape, self._type))
+        self._buffer = array if small else None  # not before: what OpenVINO refuses, it does not read
 
     def _check_range(self, array: NDArray[Any], kept: np.iinfo[Any]) -> None:
         if array.size and (array.max() > kept.max or array.min() < kept.min):

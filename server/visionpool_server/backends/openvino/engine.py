@@ -27,6 +27,7 @@ class OpenVinoEngine:
         self._names = names
         self._options = options
         self.on_cpu = options.device == "CPU"
+        self.quick_bytes = 0
         self.batched = plan.batched
         self.batch_sizes = plan.sizes
         self.max_batch_size = plan.limit
@@ -40,6 +41,7 @@ class OpenVinoEngine:
     def add_inline(self, compiled: BySize, largest: int) -> None:
         """For inputs of at most `largest` bytes: see `Compiled`. Contexts cloned before do without."""
         self._compiled = replace(self._compiled, inline=compiled, inline_bytes=largest)
+        self.quick_bytes = largest
 
     @property
     def dynamic(self) -> bool:
