@@ -63,11 +63,11 @@ class Execution:
         except Exception as error:
             raise _told(error) from error
         inferred = time.monotonic()
-        self._statistics.executed(piece.rows, started - pulled, inferred - started)
         answer = _finished(finish, part)
         ended = time.monotonic()
-        self._statistics.finished(piece.rows, ended - inferred)
-        return answer, Stages(0.0, started - pulled, inferred - started, ended - inferred)
+        stages = Stages(0.0, started - pulled, inferred - started, ended - inferred)
+        self._statistics.answered_alone(piece.rows, ended - pulled, stages)
+        return answer, stages
 
     def _infer(self, pieces: Pieces, rows: int) -> tuple[float, Sequence[Tensors]]:
         """When the inference began, and what of its outputs is whose."""
@@ -87,7 +87,7 @@ class Execution:
             job.fail(told)
 
     def _padded_size(self, count: int) -> int:
-        return next((size for size in self._sizes if size >= count), count)
+        return next((size for size in self._sizes if size >= count), count) if self._sizes else count
 
 
 def _told(error: Exception) -> VisionpoolError:

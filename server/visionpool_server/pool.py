@@ -130,7 +130,7 @@ class Pool:
         small model, but less than any other. Raises what a job would fail with."""
         if not self._quick_bytes or self._closing or self._queue:
             return None
-        if sum(tensor.nbytes for tensor in piece.tensors.values()) > self._quick_bytes:
+        if sum([tensor.nbytes for tensor in piece.tensors.values()]) > self._quick_bytes:
             return None
         started = time.monotonic()
         try:
@@ -138,14 +138,12 @@ class Pool:
         except IndexError:  # as many are made as threads ask at once
             execution = Execution(self.engines[0][0], self._assembly, self.statistics)
         try:
-            answer, stages = execution.run_alone(piece, finish)
+            return execution.run_alone(piece, finish)
         except VisionpoolError:
             self.statistics.failed(time.monotonic() - started)
             raise
         finally:
             self._idle.append(execution)
-        self.statistics.succeeded(time.monotonic() - started, stages)
-        return answer, stages
 
     def drain(self, timeout: float) -> bool:
         """Waits until nobody has a place any more; False where that takes more than `timeout` seconds."""

@@ -70,13 +70,14 @@ class Statistics:
     def succeeded(self, seconds: float, stages: Stages) -> None:
         """A request was answered, after `seconds` altogether."""
         with self._lock:
-            self._success[0] += 1
-            self._success[1] += seconds
-            total = self._stages
-            total[0] += stages.queue
-            total[1] += stages.compute_input
-            total[2] += stages.compute_infer
-            total[3] += stages.compute_output
+            self._count_success(seconds, stages)
+
+    def answered_alone(self, size: int, seconds: float, stages: Stages) -> None:
+        """`executed`, `finished` and `succeeded` at once, for a request that was a batch of its own."""
+        with self._lock:
+            self._count(size, stages.compute_input, stages.compute_infer)
+            self._batches[size][3] += stages.compute_output
+            self._count_success(seconds, stages)
 
     def failed(self, seconds: float) -> None:
         """A request got an error, after `seconds`."""
@@ -87,14 +88,26 @@ class Statistics:
     def executed(self, size: int, compute_input: float, compute_infer: float) -> None:
         """A batch of `size` pictures or rows ran. Told before its answers leave, so that who got one finds it counted."""
         with self._lock:
-            self._last = time.time()
-            self._inferences += size
-            batch = self._batches.get(size)
-            if batch is None:
-                batch = self._batches[size] = [0, 0.0, 0.0, 0.0]
-            batch[0] += 1
-            batch[1] += compute_input
-            batch[2] += compute_infer
+            self._count(size, compute_input, compute_infer)
+
+    def _count(self, size: int, compute_input: float, compute_infer: float) -> None:
+        self._last = time.time()
+        self._inferences += size
+        batch = self._batches.get(size)
+        if batch is None:
+            batch = self._batches[size] = [0, 0.0, 0.0, 0.0]
+        batch[0] += 1
+        batch[1] += compute_input
+        batch[2] += compute_infer
+
+    def _count_success(self, seconds: float, stages: Stages) -> None:
+        self._success[0] += 1
+        self._success[1] += seconds
+        total = self._stages
+        total[0] += stages.queue
+        total[1] += stages.compute_input
+        total[2] += stages.compute_infer
+        total[3] += stages.compute_output
 
     def finished(self, size: int, compute_output: float) -> None:
         """The answers of a batch of `size` that was executed are made."""

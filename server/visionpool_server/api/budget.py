@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
 from visionpool.errors import QueueFull
 
@@ -15,22 +14,25 @@ class ByteBudget:
         self.limit = limit
         self.used = 0
 
-    @contextmanager
-    def hold(self) -> Iterator[Held]:
-        """What one request takes; given back when it is answered."""
-        held = Held(self)
-        try:
-            yield held
-        finally:
-            self.used -= held.size
+    def hold(self) -> Held:
+        """What one request takes: `with` gives it back when it is answered."""
+        return Held(self)
 
 
 class Held:
     """The bytes that one request holds."""
 
+    __slots__ = ("_budget", "size")
+
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
         self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.used -= self.size
 
     def take(self, size: int) -> None:
         """Raises QueueFull where the server holds too much already."""

@@ -12,6 +12,7 @@ from visionpool.errors import InvalidRequest
 
 from visionpool_server.api.kserve.datatypes import DATATYPES, DTYPES
 from visionpool_server.api.kserve.messages import InputTensor
+from visionpool_server.api.kserve.plan import Plans
 from visionpool_server.backends import TensorSpec
 from visionpool_server.models.loader import Model
 
@@ -59,6 +60,7 @@ class Contract:
         self.model = model
         self.inputs = own
         self.outputs = {spec.name: Port.of(spec) for spec in model.signature.outputs}
+        self.plans = Plans()
         self.picture = model.family.image_input if model.family else None
         self.input_names = {**{name: name for name in own}, **{a: name for a, name in aliases.items() if name in own}}
         self.output_names = {
@@ -82,20 +84,20 @@ class Contract:
             return own.datatype != "BYTES"
         return tensor.datatype == "UINT8" and not (own.datatype == "UINT8" and own.takes(tensor.shape, batched=True))
 
-    def checked(self, tensors: Mapping[str, NDArray[Any]], *, batched: bool) -> int:
-        """How many rows a request's tensors have, 1 where nothing is batched. Raises InvalidRequest for shapes that the model
+    def checked(self, shapes: Mapping[str, tuple[int, ...]], *, batched: bool) -> int:
+        """How many rows tensors of these shapes have, 1 where nothing is batched. Raises InvalidRequest for shapes that the model
         does not take, and for inputs that are missing."""
-        if missing := [name for name in self.inputs if name not in tensors]:
+        if missing := [name for name in self.inputs if name not in shapes]:
             raise InvalidRequest(
                 f"{self.model.name} has {len(self.inputs)} inputs, and {', '.join(map(repr, missing))} is missing",
                 hint="send all inputs that the model's metadata list",
             )
-        rows = {array.shape[0] if array.ndim else 1 for array in tensors.values()} if batched else {1}
-        for name, array in tensors.items():
+        rows = {shape[0] if shape else 1 for shape in shapes.values()} if batched else {1}
+        for name, shape in shapes.items():
             port = self.inputs[name]
-            if not port.takes(array.shape, batched=batched):
+            if not port.takes(shape, batched=batched):
                 raise InvalidRequest(
-                    f"input {name!r} of {self.model.name} takes shape {port.shown(batched=batched)}, not {list(array.shape)}"
+                    f"input {name!r} of {self.model.name} takes shape {port.shown(batched=batched)}, not {list(shape)}"
                 )
         if len(rows) > 1:
             raise InvalidRequest(f"the inputs of {self.model.name} disagree about the batch: {sorted(rows)} rows")

@@ -6,6 +6,7 @@ Everything is little-endian and row by row; an element of BYTES is led by its le
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from struct import Struct
 from typing import Any
@@ -91,18 +92,32 @@ def dtype_of(name: str, datatype: str) -> np.dtype[Any]:
 
 def size_of(name: str, shape: Sequence[int]) -> int:
     """How many elements a shape has. Raises InvalidRequest for one that makes no sense."""
-    if len(shape) > _MAX_RANK:
-        raise InvalidRequest(f"input {name!r}: {len(shape)} dimensions, at most {_MAX_RANK} are read")
-    for size in shape:
-        if size < 0:
-            raise InvalidRequest(
-                f"input {name!r}: shape {list(shape)} has a negative dimension", hint="send the real sizes"
-            )
-        if size >= 2**31:
-            raise InvalidRequest(f"input {name!r}: a dimension of {size} is beyond any tensor")
+    known = _elements(tuple(shape))
+    if known is None:
+        raise _senseless(name, shape)
+    return known
+
+
+@lru_cache(1024)
+def _elements(shape: tuple[int, ...]) -> int | None:
+    """None for a shape that makes no sense."""
+    if len(shape) > _MAX_RANK or any(not 0 <= size < 2**31 for size in shape):
+        return None
     if prod(size or 1 for size in shape) >= _BEYOND:  # where one is 0, NumPy still multiplies the others
-        raise InvalidRequest(f"input {name!r}: shape {list(shape)} is beyond any tensor")
+        return None
     return prod(shape)
+
+
+def _senseless(name: str, shape: Sequence[int]) -> InvalidRequest:
+    if len(shape) > _MAX_RANK:
+        return InvalidRequest(f"input {name!r}: {len(shape)} dimensions, at most {_MAX_RANK} are read")
+    if min(shape) < 0:
+        return InvalidRequest(
+            f"input {name!r}: shape {list(shape)} has a negative dimension", hint="send the real sizes"
+        )
+    if max(shape) >= 2**31:
+        return InvalidRequest(f"input {name!r}: a dimension of {max(shape)} is beyond any tensor")
+    return InvalidRequest(f"input {name!r}: shape {list(shape)} is beyond any tensor")
 
 
 def split_bytes(name: str, data: bytes | memoryview, count: int) -> list[bytes]:

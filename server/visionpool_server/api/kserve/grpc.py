@@ -1,7 +1,4 @@
-"""KServe v2 over gRPC: the service `inference.GRPCInferenceService` as Triton defines it, on `Kserve`.
-
-Messages are parsed here and not by gRPC, whose answer to bytes that are none would be INTERNAL, as if it were our fault.
-"""
+"""KServe v2 over gRPC: the service `inference.GRPCInferenceService` as Triton defines it, on `Kserve`."""
 
 from __future__ import annotations
 
@@ -14,10 +11,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
-from visionpool.errors import InvalidRequest, Unimplemented, VisionpoolError
+from visionpool.errors import Unimplemented, VisionpoolError
 
 from visionpool_server.api.budget import ByteBudget
 from visionpool_server.api.grpc_errors import Context, answered, unforeseen
+from visionpool_server.api.grpc_messages import parsed
 from visionpool_server.api.grpc_streams import in_order
 from visionpool_server.api.kserve.grpc_codec import read_parameters, read_request, written_response
 from visionpool_server.api.kserve.protocol import Kserve
@@ -71,7 +69,7 @@ class KserveGrpc:
     async def _inferred(self, raw: bytes, context: Context) -> Any:
         with self._budget.hold() as held:
             held.take(len(raw))
-            request = read_request(_parsed(pb.ModelInferRequest, raw))
+            request = read_request(parsed(pb.ModelInferRequest, raw))
             return written_response(await self._kserve.infer(request, context.time_remaining()))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
@@ -117,7 +115,7 @@ def _unary(name: str, call: Callable[[Any], Any]) -> Any:
     kind = pb.__dict__[f"{name}Request"]
 
     async def handle(_: None, raw: bytes, context: Context) -> bytes:  # noqa: ARG001  a handler's signature
-        answer = call(_parsed(kind, raw))
+        answer = call(parsed(kind, raw))
         message = await answer if isawaitable(answer) else answer
         return message.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
 
@@ -128,15 +126,6 @@ def _unary(name: str, call: Callable[[Any], Any]) -> Any:
         return await wrapped(None, raw, context)
 
     return bound
-
-
-def _parsed(kind: Any, raw: bytes) -> Any:
-    try:
-        return kind.FromString(raw)
-    except DecodeError as error:
-        raise InvalidRequest(
-            f"this is no {kind.DESCRIPTOR.name}", hint="use the protocol's own generated code"
-        ) from error
 
 
 def _wants_final(raw: bytes) -> bool:

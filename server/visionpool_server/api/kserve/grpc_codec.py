@@ -42,13 +42,19 @@ _CONTENTS = {
 def read_request(message: Any) -> InferRequest:
     """From a `ModelInferRequest`. Raises InvalidRequest where it contradicts itself."""
     raw = list(message.raw_input_contents)
+    has_raw = bool(raw)
     inputs = []
     for tensor in message.inputs:
         parameters = read_parameters(tensor.parameters)
         shared = "shared_memory_region" in parameters
         if shared:
             data: Any = None
-        elif message.raw_input_contents:
+        elif has_raw:
+            if tensor.HasField("contents"):
+                raise InvalidRequest(
+                    f"input {tensor.name[:80]!r} has contents, and the request raw_input_contents",
+                    hint="send one of the two",
+                )
             if not raw:
                 raise _raw_mismatch(message)
             data = raw.pop(0)

@@ -20,6 +20,7 @@ from visionpool.errors import InvalidRequest
 from visionpool_server.api.kserve.datatypes import BYTES, dtype_of, from_values, join_bytes, size_of, split_bytes
 from visionpool_server.api.kserve.http_json import kind_of, loads_object, parameters_of, typed
 from visionpool_server.api.kserve.messages import (
+    NO_PARAMETERS,
     InferRequest,
     InferResponse,
     InputTensor,
@@ -111,10 +112,12 @@ def write_response(request: InferRequest, response: InferResponse) -> tuple[byte
     for tensor in response.outputs:
         entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         parameters = tensor.parameters
-        if tensor.data is not None and binary.holds(tensor.name):
+        if tensor.data is None:
+            parameters = NO_PARAMETERS  # as Triton: its HTTP clients take any for a sign of binary data
+        elif binary.holds(tensor.name):
             parameters = {**parameters, "binary_data_size": len(tensor.data)}
             tails.append(tensor.data)
-        elif tensor.data is not None:
+        else:
             entry["data"] = _values(tensor, tensor.data)
         if parameters:
             entry["parameters"] = parameters

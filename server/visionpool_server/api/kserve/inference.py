@@ -21,8 +21,9 @@ from visionpool.errors import InvalidRequest
 from visionpool_server.api.answers import result_fields
 from visionpool_server.api.kserve.contract import RESULT, Contract, pixels_of
 from visionpool_server.api.kserve.datatypes import from_buffer
-from visionpool_server.api.kserve.messages import InferRequest, InferResponse, InputTensor, OutputTensor, Parameters
+from visionpool_server.api.kserve.messages import InferRequest, InferResponse, InputTensor, Parameters
 from visionpool_server.api.kserve.outputs import Regions, Wanted, place_of, rendered, wanted_outputs
+from visionpool_server.api.kserve.plan import Outputs, Plan, form_of
 from visionpool_server.api.options import PredictOptions, read_ask
 from visionpool_server.assembly import Piece
 from visionpool_server.backends import Engine
@@ -50,17 +51,7 @@ class _Terms(NamedTuple):
     priority: int
 
 
-_Outputs = list[OutputTensor]
-_Answer = tuple[_Outputs, Stages]
-
-
-class _Asked(NamedTuple):
-    """What a request asks of a pool of tensors, checked."""
-
-    pool: Pool
-    tensors: Tensors
-    rows: int
-    finish: Callable[[Tensors], _Outputs]
+_Answer = tuple[Outputs, Stages]
 
 
 class Inference:
@@ -79,17 +70,22 @@ class Inference:
         """
         model = self._service.models.get(request.model, request.version or None)
         contract = self._contract(model)
-        terms = _terms(model, request.parameters, limit)
-        _check_names(contract, request.inputs)
-        if pictures := contract.brings_pictures(request.inputs):
-            return _response(model, request, self._pictures(contract, request, pictures, terms))
-        pool = model.tensors.loaded if model.tensors else model.pool
-        if pool is None:
-            return _response(model, request, self._loaded_first(contract, request, terms))
-        asked = self._asked(contract, request, pool)
-        if made := pool.run_at_once(Piece(asked.tensors, asked.rows), asked.finish):
-            return InferResponse(model.name, model.version, made[0], request.id, stages=made[1])
-        return _response(model, request, self._run(model, asked, terms))
+        form = form_of(request)
+        plan = contract.plans.find(form)
+        if plan is None:
+            if pictures := contract.brings_pictures(request.inputs):
+                return _response(model, request, self._pictures(contract, request, pictures, limit))
+            pool = model.tensors.loaded if model.tensors else model.pool
+            if pool is None:
+                return _response(model, request, self._loaded_first(contract, request, limit))
+            plan = self._plan(contract, request, pool)
+        tensors = self._tensors(request, plan)
+        contract.plans.keep(form, plan)
+        if plan.whole and not plan.with_results and not request.parameters:
+            made = plan.pool.run_at_once(Piece(tensors, plan.rows), plan.finish)
+            if made:
+                return InferResponse(model.name, model.version, made[0], request.id, stages=made[1])
+        return _response(model, request, self._run(contract, request, plan, tensors, limit))
 
     def _contract(self, model: Model) -> Contract:
         contract = self._contracts.get(model.name)
@@ -97,25 +93,38 @@ class Inference:
             contract = self._contracts[model.name] = Contract(model)
         return contract
 
-    async def _loaded_first(self, contract: Contract, request: InferRequest, terms: _Terms) -> _Answer:
+    async def _loaded_first(self, contract: Contract, request: InferRequest, limit: float | None) -> _Answer:
         """For the first tensors that come to a vision model: what takes them is loaded then."""
         pool = await asyncio.to_thread(contract.model.tensor_pool)
-        return await self._run(contract.model, self._asked(contract, request, pool), terms)
+        plan = self._plan(contract, request, pool)
+        return await self._run(contract, request, plan, self._tensors(request, plan), limit)
 
-    def _asked(self, contract: Contract, request: InferRequest, pool: Pool) -> _Asked:
+    def _plan(self, contract: Contract, request: InferRequest, pool: Pool) -> Plan:
+        """Raises InvalidRequest for all that is wrong with a request but its tensors' values."""
+        model, engine = contract.model, pool.engines[0][0]
         wanted = wanted_outputs(contract, request.outputs, pictures=False)
-        tensors = {contract.input_for(tensor).name: self._array(tensor) for tensor in request.inputs}
-        engine = pool.engines[0][0]
-        rows = contract.checked(tensors, batched=engine.batched)
+        names = tuple(contract.input_for(tensor).name for tensor in request.inputs)
+        if len(set(names)) < len(names):
+            raise InvalidRequest(f"input {_twice(names)[:80]!r} is there twice", hint="send each once")
+        shapes = {name: tensor.shape for name, tensor in zip(names, request.inputs, strict=True)}
+        rows = contract.checked(shapes, batched=engine.batched)
         if not rows and engine.batch_sizes:
-            raise InvalidRequest(f"a batch of no rows for {contract.model.name}", hint="send at least one")
-        return _Asked(pool, tensors, rows, self._finisher(contract, wanted, request, tensors, batched=engine.batched))
+            raise InvalidRequest(f"a batch of no rows for {model.name}", hint="send at least one")
+        with_results = model.family is not None and any(want.own == RESULT for want in wanted)
+        finish = partial(rendered, wanted, labels=model.labels, regions=self._memory, batched=engine.batched)
+        return Plan(pool, names, rows, _piece_rows(model, engine), finish, with_results)
 
-    async def _run(self, model: Model, asked: _Asked, terms: _Terms) -> _Answer:
-        pool, tensors, rows, finish = asked
-        engine = pool.engines[0][0]
-        pieces = _pieces(tensors, rows, _piece_rows(model, engine))
-        jobs = [_tensor_job(piece, terms, batched=engine.batched) for piece in pieces]
+    def _tensors(self, request: InferRequest, plan: Plan) -> Tensors:
+        return {name: self._array(tensor) for name, tensor in zip(plan.names, request.inputs, strict=True)}
+
+    async def _run(
+        self, contract: Contract, request: InferRequest, plan: Plan, tensors: Tensors, limit: float | None
+    ) -> _Answer:
+        model, pool = contract.model, plan.pool
+        terms = _terms(model, request.parameters, limit)
+        finish = _with_results(plan.finish, model, request, tensors) if plan.with_results else plan.finish
+        batched = pool.engines[0][0].batched
+        jobs = [_tensor_job(piece, terms, batched=batched) for piece in _pieces(tensors, plan)]
         if len(jobs) == 1:
             jobs[0].finish = finish
             stages = await self._service.run(pool, jobs, terms.timeout)
@@ -125,30 +134,11 @@ class Inference:
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return await self._off_loop(partial(finish, whole)), stages
 
-    def _finisher(
-        self,
-        contract: Contract,
-        wanted: Sequence[Wanted],
-        request: InferRequest,
-        arrays: Tensors,
-        *,
-        batched: bool,
-    ) -> Callable[[Tensors], _Outputs]:
-        labels = contract.model.labels
-        plain = partial(rendered, wanted, labels=labels, regions=self._memory, batched=batched)
-        family = contract.model.family
-        if family is None or all(want.own != RESULT for want in wanted):
-            return plain
-        options = _options(contract.model, request.parameters)
-        picture = arrays[family.image_input]
-
-        def with_results(outputs: Tensors) -> _Outputs:
-            return plain({**outputs, RESULT: _results_of(family, outputs, picture, options)})
-
-        return with_results
-
-    async def _pictures(self, contract: Contract, request: InferRequest, tensor: InputTensor, terms: _Terms) -> _Answer:
+    async def _pictures(
+        self, contract: Contract, request: InferRequest, tensor: InputTensor, limit: float | None
+    ) -> _Answer:
         model = contract.model
+        terms = _terms(model, request.parameters, limit)
         assert model.family is not None
         if len(request.inputs) > 1:
             others = ", ".join(repr(other.name) for other in request.inputs if other is not tensor)
@@ -166,7 +156,7 @@ class Inference:
 
     def _joined(
         self, contract: Contract, wanted: Sequence[Wanted], parts: Sequence[Tensors], *, column: bool
-    ) -> _Outputs:
+    ) -> Outputs:
         """The answers of all pictures as one. `column`: results of shape [N, 1], as the pictures were."""
         family = contract.model.family
         assert family is not None
@@ -203,7 +193,7 @@ class Inference:
             data = self._memory.read(place.region, place.offset, place.size)
         return from_buffer(tensor.name, tensor.datatype, tensor.shape, data)
 
-    async def _off_loop(self, work: Callable[[], _Outputs]) -> _Outputs:
+    async def _off_loop(self, work: Callable[[], Outputs]) -> Outputs:
         return await asyncio.get_running_loop().run_in_executor(self._service.stages, work)
 
 
@@ -225,12 +215,22 @@ async def _response(model: Model, request: InferRequest, answer: Awaitable[_Answ
     return InferResponse(model.name, model.version, outputs, request.id, stages=stages)
 
 
-def _check_names(contract: Contract, inputs: Sequence[InputTensor]) -> None:
-    """Raises InvalidRequest where an input comes twice, be it by its alias."""
-    if len(inputs) > 1:
-        names = [contract.input_names.get(tensor.name, tensor.name) for tensor in inputs]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise InvalidRequest(f"input {sorted(twice)[0][:80]!r} is there twice", hint="send each once")
+def _twice(names: Sequence[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)
+
+
+def _with_results(
+    finish: Callable[[Tensors], Outputs], model: Model, request: InferRequest, tensors: Tensors
+) -> Callable[[Tensors], Outputs]:
+    family = model.family
+    assert family is not None
+    options = _options(model, request.parameters)
+    picture = tensors[family.image_input]
+
+    def with_results(outputs: Tensors) -> Outputs:
+        return finish({**outputs, RESULT: _results_of(family, outputs, picture, options)})
+
+    return with_results
 
 
 def _options(model: Model, parameters: Parameters) -> Options:
@@ -256,11 +256,12 @@ def _piece_rows(model: Model, engine: Engine) -> int | None:
     return engine.max_batch_size
 
 
-def _pieces(arrays: Tensors, rows: int, limit: int | None) -> list[Tensors]:
-    """A request's tensors in pieces of at most `limit` rows."""
-    if limit is None or rows <= limit:
-        return [arrays]
-    return [{name: array[at : at + limit] for name, array in arrays.items()} for at in range(0, rows, limit)]
+def _pieces(tensors: Tensors, plan: Plan) -> list[Tensors]:
+    """A request's tensors in the pieces that run at once."""
+    if plan.whole:
+        return [tensors]
+    limit = plan.piece_rows or plan.rows
+    return [{name: array[at : at + limit] for name, array in tensors.items()} for at in range(0, plan.rows, limit)]
 
 
 def _copied(outputs: Tensors) -> dict[str, NDArray[Any]]:

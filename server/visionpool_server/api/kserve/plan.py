@@ -1,0 +1,64 @@
+"""What all tensor requests of one form share: checked with the first of them, remembered for the others.
+
+A form is everything that a request says but the values of its tensors, its id and its own parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from visionpool_server.api.kserve.messages import InferRequest, OutputTensor
+from visionpool_server.batching import Tensors
+from visionpool_server.pool import Pool
+
+Outputs = list[OutputTensor]
+Form = tuple[object, ...]
+
+_MOST = 256  # of one model: whoever sends ever new shapes has each checked anew
+
+
+class Plan(NamedTuple):
+    """`names`: the model's own, in the order of the request's inputs. `pieces`: of how many rows each, None for all at once.
+
+    `finish` makes the outputs, and is given `result` (see `contract`) among them where `with_results` says so.
+    """
+
+    pool: Pool
+    names: tuple[str, ...]
+    rows: int
+    piece_rows: int | None
+    finish: Callable[[Tensors], Outputs]
+    with_results: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether it runs in one piece."""
+        return self.piece_rows is None or self.rows <= self.piece_rows
+
+
+class Plans:
+    """Those of one model."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Form, Plan] = {}
+
+    def find(self, form: Form) -> Plan | None:
+        return self._plans.get(form)
+
+    def keep(self, form: Form, plan: Plan) -> None:
+        if len(self._plans) >= _MOST:
+            self._plans.clear()
+        self._plans[form] = plan
+
+
+def form_of(request: InferRequest) -> Form:
+    return (
+        *[tensor[:3] for tensor in request.inputs],  # name, datatype, shape
+        None,
+        *[(name, *_items(parameters)) if parameters else name for name, parameters in request.outputs],
+    )
+
+
+def _items(parameters: Mapping[str, object]) -> tuple[object, ...]:
+    return tuple(parameters.items())
