@@ -79,13 +79,14 @@ class Inference:
             if pool is None:
                 return _response(model, request, self._loaded_first(contract, request, limit))
             plan = self._plan(contract, request, pool)
+        terms = _terms(model, request.parameters, limit)
         tensors = self._tensors(request, plan)
         contract.plans.keep(form, plan)
-        if plan.whole and not plan.with_results and not request.parameters:
+        if plan.whole and not plan.with_results:
             made = plan.pool.run_at_once(Piece(tensors, plan.rows), plan.finish)
             if made:
                 return InferResponse(model.name, model.version, made[0], request.id, stages=made[1])
-        return _response(model, request, self._run(contract, request, plan, tensors, limit))
+        return _response(model, request, self._run(contract, request, plan, tensors, terms))
 
     def _contract(self, model: Model) -> Contract:
         contract = self._contracts.get(model.name)
@@ -97,7 +98,8 @@ class Inference:
         """For the first tensors that come to a vision model: what takes them is loaded then."""
         pool = await asyncio.to_thread(contract.model.tensor_pool)
         plan = self._plan(contract, request, pool)
-        return await self._run(contract, request, plan, self._tensors(request, plan), limit)
+        terms = _terms(contract.model, request.parameters, limit)
+        return await self._run(contract, request, plan, self._tensors(request, plan), terms)
 
     def _plan(self, contract: Contract, request: InferRequest, pool: Pool) -> Plan:
         """Raises InvalidRequest for all that is wrong with a request but its tensors' values."""
@@ -118,10 +120,9 @@ class Inference:
         return {name: self._array(tensor) for name, tensor in zip(plan.names, request.inputs, strict=True)}
 
     async def _run(
-        self, contract: Contract, request: InferRequest, plan: Plan, tensors: Tensors, limit: float | None
+        self, contract: Contract, request: InferRequest, plan: Plan, tensors: Tensors, terms: _Terms
     ) -> _Answer:
         model, pool = contract.model, plan.pool
-        terms = _terms(model, request.parameters, limit)
         finish = _with_results(plan.finish, model, request, tensors) if plan.with_results else plan.finish
         batched = pool.engines[0][0].batched
         jobs = [_tensor_job(piece, terms, batched=batched) for piece in _pieces(tensors, plan)]
