@@ -190,10 +190,11 @@ class TestWriting:
             assert [("data" in output) for output in said["outputs"]] == [not is_binary for is_binary in expected]
             assert tail == TWO * sum(expected)
 
-    def test_an_output_in_shared_memory_says_where(self) -> None:
+    def test_an_output_in_shared_memory_has_no_parameters(self) -> None:
+        """Triton's C++ client, and so perf_analyzer, refuses any but binary_data_size."""
         where = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
         said, tail = written(asked(binary_data_output=True), OutputTensor("y", "FP32", (2,), None, where))
-        assert said["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [2], "parameters": where}]
+        assert said["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [2]}]
         assert tail == b""
 
     @pytest.mark.parametrize("datatype", sorted(set(DTYPES) - {"BYTES", "BOOL"}))
@@ -531,10 +532,7 @@ class TestTritonClient:
         tensor = triton.InferInput("x", [2], "FP32")
         tensor.set_shared_memory("a region", 8)
         result = client.infer("echo", [tensor])
-        assert result.get_output("x")["parameters"] == {
-            "shared_memory_region": "a region",
-            "shared_memory_byte_size": 8,
-        }
+        assert result.get_output("x") == {"name": "x", "datatype": "FP32", "shape": [2]}
         client.unregister_system_shared_memory("a region")
         client.unregister_system_shared_memory()
         assert client.get_system_shared_memory_status() == client.get_cuda_shared_memory_status() == []

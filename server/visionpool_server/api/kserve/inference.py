@@ -71,22 +71,34 @@ class Inference:
         model = self._service.models.get(request.model, request.version or None)
         contract = self._contract(model)
         form = form_of(request)
-        plan = contract.plans.find(form)
-        if plan is None:
-            if pictures := contract.brings_pictures(request.inputs):
-                return _response(model, request, self._pictures(contract, request, pictures, limit))
-            pool = model.tensors.loaded if model.tensors else model.pool
-            if pool is None:
-                return _response(model, request, self._loaded_first(contract, request, limit))
-            plan = self._plan(contract, request, pool)
-        terms = _terms(model, request.parameters, limit)
-        tensors = self._tensors(request, plan)
+        if plan := contract.plans.find(form):
+            return self._planned(contract, request, plan, self._values(request), limit)
+        if pictures := contract.brings_pictures(request.inputs):
+            return _response(model, request, self._pictures(contract, request, pictures, limit))
+        pool = model.tensors.loaded if model.tensors else model.pool
+        if pool is None:
+            return self._loaded_first(contract, request, limit)
+        values = self._values(request)
+        plan = self._plan(contract, request, pool)
         contract.plans.keep(form, plan)
+        return self._planned(contract, request, plan, values, limit)
+
+    def _planned(
+        self,
+        contract: Contract,
+        request: InferRequest,
+        plan: Plan,
+        values: Sequence[NDArray[Any]],
+        limit: float | None,
+    ) -> InferResponse | Awaitable[InferResponse]:
+        model = contract.model
+        terms = _terms(model, request.parameters, limit)
+        tensors = dict(zip(plan.names, values, strict=True))
         if plan.whole and not plan.with_results:
             made = plan.pool.run_at_once(Piece(tensors, plan.rows), plan.finish)
             if made:
                 return InferResponse(model.name, model.version, made[0], request.id, stages=made[1])
-        return _response(model, request, self._run(contract, request, plan, tensors, terms))
+        return _response(model, request, self._run(model, request, plan, tensors, terms))
 
     def _contract(self, model: Model) -> Contract:
         contract = self._contracts.get(model.name)
@@ -94,12 +106,15 @@ class Inference:
             contract = self._contracts[model.name] = Contract(model)
         return contract
 
-    async def _loaded_first(self, contract: Contract, request: InferRequest, limit: float | None) -> _Answer:
+    async def _loaded_first(self, contract: Contract, request: InferRequest, limit: float | None) -> InferResponse:
         """For the first tensors that come to a vision model: what takes them is loaded then."""
         pool = await asyncio.to_thread(contract.model.tensor_pool)
-        plan = self._plan(contract, request, pool)
-        terms = _terms(contract.model, request.parameters, limit)
-        return await self._run(contract, request, plan, self._tensors(request, plan), terms)
+        values = self._values(request)
+        begun = self._planned(contract, request, self._plan(contract, request, pool), values, limit)
+        return begun if isinstance(begun, InferResponse) else await begun
+
+    def _values(self, request: InferRequest) -> list[NDArray[Any]]:
+        return [self._array(tensor) for tensor in request.inputs]
 
     def _plan(self, contract: Contract, request: InferRequest, pool: Pool) -> Plan:
         """Raises InvalidRequest for all that is wrong with a request but its tensors' values."""
@@ -116,13 +131,8 @@ class Inference:
         finish = partial(rendered, wanted, labels=model.labels, regions=self._memory, batched=engine.batched)
         return Plan(pool, names, rows, _piece_rows(model, engine), finish, with_results)
 
-    def _tensors(self, request: InferRequest, plan: Plan) -> Tensors:
-        return {name: self._array(tensor) for name, tensor in zip(plan.names, request.inputs, strict=True)}
-
-    async def _run(
-        self, contract: Contract, request: InferRequest, plan: Plan, tensors: Tensors, terms: _Terms
-    ) -> _Answer:
-        model, pool = contract.model, plan.pool
+    async def _run(self, model: Model, request: InferRequest, plan: Plan, tensors: Tensors, terms: _Terms) -> _Answer:
+        pool = plan.pool
         finish = _with_results(plan.finish, model, request, tensors) if plan.with_results else plan.finish
         batched = pool.engines[0][0].batched
         jobs = [_tensor_job(piece, terms, batched=batched) for piece in _pieces(tensors, plan)]
