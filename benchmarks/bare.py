@@ -1,6 +1,6 @@
 """Servers that answer the trivial model's requests with a constant: what the transport alone can do.
 
-    python -m benchmarks.bare aio|aio-uvloop|threads-4|http [--parse] [--port 0]
+    python -m benchmarks.bare aio|aio-uvloop|threads-4|http [--parse | --infer trivial.onnx] [--port 0]
 
 | | |
 |---|---|
@@ -10,7 +10,8 @@
 | http | an ASGI app in uvicorn, with httptools and uvloop |
 
 They answer what perf_analyzer asks, and print `ready at HOST:PORT`. Of a request they read nothing but its id, which
-clients want back; with `--parse` they parse it, view its tensor as an array, and build the answer anew.
+clients want back; with `--parse` they parse it, view its tensor as an array, and build the answer anew. With `--infer` (gRPC
+only) OpenVINO really answers: the server that one writes by hand.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+from pathlib import Path
 
 import uvloop
 
 from benchmarks import bare_grpc, bare_http
 
 
-def serve(kind: str, port: int, *, parse: bool) -> None:
+def serve(kind: str, port: int, *, parse: bool, model: Path | None = None) -> None:
     """Serves until the process is ended."""
     if kind == "http":
         bare_http.serve(bare_http.parsed if parse else bare_http.constant, port, _ready)
         return
-    infer = bare_grpc.parsed if parse else bare_grpc.constant
+    infer = bare_grpc.inferring(model) if model else bare_grpc.parsed if parse else bare_grpc.constant
     if kind.startswith("threads-"):
         bare_grpc.serve_threads(infer, port, int(kind.removeprefix("threads-")), _ready)
         return
@@ -51,9 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", type=_kind, metavar="aio|aio-uvloop|threads-N|http")
     parser.add_argument("--parse", action="store_true")
+    parser.add_argument("--infer", type=Path, metavar="MODEL")
     parser.add_argument("--port", type=int, default=0)
     asked = parser.parse_args()
-    serve(asked.kind, asked.port, parse=asked.parse)
+    serve(asked.kind, asked.port, parse=asked.parse, model=asked.infer)
 
 
 if __name__ == "__main__":

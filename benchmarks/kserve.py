@@ -8,8 +8,9 @@ and only one is asked at a time; a round asks each in turn, and a ratio is the m
 compute: a ResNet-50 with random weights, one (1, 3, 224, 224) float32 tensor a request, 8 under way. The reference is OpenVINO's
 AsyncInferQueue in a process that does nothing else (benchmarks.openvino_async).
 
-trivial: next to nothing to compute, one (1, 3, 32, 32) float32 tensor a request, 16 under way. The references answer with a
-constant (benchmarks.bare); `--parse` lets them parse the request and build the answer.
+trivial: next to nothing to compute, one (1, 3, 32, 32) float32 tensor a request, 16 under way. Bare servers answer with
+a constant (benchmarks.bare); `--parse` lets them parse the request and build the answer. Hand-written ones have OpenVINO in
+the handler: they tell which of grpcio's two servers is the better one once there is work to do.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from benchmarks.processes import bare, process, said, visionpool
 
 COMPUTE_CONCURRENCY, TRIVIAL_CONCURRENCY = 8, 16
 BARE_GRPC = ("aio", "aio-uvloop", "threads-2", "threads-4", "threads-16")
+HAND_WRITTEN = ("aio-uvloop", "threads-2", "threads-4", "threads-16")
 OURS_GRPC, OURS_HTTP = "visionpool, gRPC", "visionpool, HTTP"
 BARE_HTTP = "bare ASGI app in uvicorn, HTTP"
 
@@ -111,7 +113,8 @@ def _openvino(alone: subprocess.Popen[str], seconds: float) -> Sample:
 
 def trivially(load: Load, rounds: int, *, parse: bool) -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        server = stack.enter_context(visionpool(trivial.write(Path(folder))))
+        model = trivial.write(Path(folder))
+        server = stack.enter_context(visionpool(model))
         ask = partial(
             load.on,
             model=trivial.NAME,
@@ -119,11 +122,14 @@ def trivially(load: Load, rounds: int, *, parse: bool) -> None:
             concurrency=TRIVIAL_CONCURRENCY,
         )
         candidates: dict[str, Measure] = {OURS_GRPC: partial(ask, server.grpc, "grpc")}
+        options = ["--parse"] if parse else []
         for kind in BARE_GRPC:
-            address = stack.enter_context(bare(kind, parse=parse))
-            candidates[f"bare {kind}, gRPC"] = partial(ask, address, "grpc")
+            candidates[f"bare {kind}, gRPC"] = partial(ask, stack.enter_context(bare(kind, *options)), "grpc")
+        for kind in HAND_WRITTEN:
+            address = stack.enter_context(bare(kind, "--infer", str(model)))
+            candidates[f"hand-written {kind}, gRPC"] = partial(ask, address, "grpc")
         candidates[OURS_HTTP] = partial(ask, server.http, "http")
-        candidates[BARE_HTTP] = partial(ask, stack.enter_context(bare("http", parse=parse)), "http")
+        candidates[BARE_HTTP] = partial(ask, stack.enter_context(bare("http", *options)), "http")
         samples = in_rounds(candidates, rounds)
     parsing = ", bare servers parse" if parse else ""
     _head(f"trivial model, {TRIVIAL_CONCURRENCY} under way{parsing}", rounds, "visionpool's ratio to it")

@@ -51,7 +51,7 @@ def visionpool(model: Path) -> Iterator[Addresses]:
 
 
 @contextmanager
-def bare(kind: str, *, parse: bool = False) -> Iterator[str]:
+def bare(kind: str, *options: str) -> Iterator[str]:
     """A server of benchmarks.bare, ready; its host:port."""
-    with process("benchmarks.bare", kind, *(["--parse"] if parse else [])) as server:
+    with process("benchmarks.bare", kind, *options) as server:
         yield said(server, r"ready at (\S+)")

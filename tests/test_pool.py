@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from visionpool.errors import InferenceFailed, InternalError, InvalidOption, QueueFull, Unavailable, VisionpoolError
-from visionpool_server.assembly import Pictures, stack
+from visionpool_server.assembly import Pictures, Piece, Rows, stack
 from visionpool_server.backends import LoadOptions, Placement
 from visionpool_server.backends.fake import FakeContext, FakeEngine, WorkerKilled
 from visionpool_server.batching import Job, Tensors
@@ -532,3 +532,83 @@ def test_the_log_names_the_worker_and_the_reason(pools: Pools, caplog: pytest.Lo
         pool = pools(make_engine({"die": BAD, "once": True}))
         assert_answered(submit_all(pool, [BAD]), [BAD])
     assert "worker fake-0-0 died with 1 pictures in hand: replaced" in caplog.text
+
+
+class TestAtOnce:
+    """What is quicker done than handed over runs on the thread that asks."""
+
+    @staticmethod
+    def pool_of(faults: Faults) -> Pool:
+        engine = FakeEngine(LoadOptions(max_batch_size=8, options={"quick_bytes": 8 * 8 * 3, **faults}))
+        return Pool("fake", [(engine, 1)], Rows())
+
+    @staticmethod
+    def piece_of(colour: Colour, rows: int = 1) -> Piece:
+        return Piece({"images": np.full((rows, 8, 8, 3), colour, np.uint8)}, rows)
+
+    def test_it_runs_on_the_thread_that_asks_and_counts(self) -> None:
+        pool = self.pool_of({})
+
+        def finish(outputs: Tensors) -> Any:
+            return threading.current_thread(), outputs["output0"][0].tolist()
+
+        made = pool.run_at_once(self.piece_of((10, 20, 70)), finish)
+        assert made is not None
+        assert made[0] == (threading.current_thread(), answer_for((10, 20, 70)))
+        seen = pool.statistics.snapshot()
+        assert (seen.success.count, seen.inference_count, seen.execution_count, seen.fail.count) == (1, 1, 1, 0)
+        assert seen.success.ns >= seen.compute_infer.ns == seen.batches[0].compute_infer.ns > 0
+        assert made[1].queue == 0 and made[1].compute_infer > 0
+
+    def test_larger_ones_are_for_the_workers(self) -> None:
+        pool = self.pool_of({})
+        assert pool.run_at_once(self.piece_of((1, 2, 3), rows=2), dict) is None
+        assert pool.statistics.snapshot().inference_count == 0
+
+    def test_nobody_overtakes_what_waits(self) -> None:
+        pool = self.pool_of({})
+        pool.submit(job_of((1, 1, 1)))
+        assert pool.run_at_once(self.piece_of((1, 2, 3)), dict) is None
+
+    def test_a_closed_pool_does_not_run_it(self) -> None:
+        pool = self.pool_of({})
+        pool.start()
+        pool.close()
+        assert pool.run_at_once(self.piece_of((1, 2, 3)), dict) is None
+
+    def test_a_failure_is_the_callers_alone(self) -> None:
+        pool = self.pool_of({"fail": BAD})
+        with pytest.raises(InferenceFailed):
+            pool.run_at_once(self.piece_of(BAD), dict)
+        assert pool.run_at_once(self.piece_of((1, 2, 3)), dict) is not None
+        seen = pool.statistics.snapshot()
+        assert (seen.fail.count, seen.success.count) == (1, 1)
+
+    def test_what_cannot_be_finished_is_ours(self) -> None:
+        pool = self.pool_of({})
+
+        def finish(_: Tensors) -> Any:
+            raise RuntimeError("broken")
+
+        with pytest.raises(InternalError):
+            pool.run_at_once(self.piece_of((1, 2, 3)), finish)
+        assert pool.statistics.snapshot().fail.count == 1
+
+    def test_many_threads_do_not_mix_their_answers(self) -> None:
+        pool = self.pool_of({"latency_ms": 1})
+        colours = good_colours(8)
+        wrong: list[Any] = []
+
+        def ask(colour: Colour) -> None:
+            for _ in range(20):
+                made = pool.run_at_once(self.piece_of(colour), lambda outputs: outputs["output0"][0].tolist())
+                if made is None or made[0] != answer_for(colour):
+                    wrong.append(made)
+
+        threads = [threading.Thread(target=ask, args=(colour,)) for colour in colours]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(BOUND)
+        assert not wrong
+        assert pool.statistics.snapshot().success.count == 160

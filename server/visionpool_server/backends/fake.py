@@ -8,6 +8,7 @@ against the very picture that was sent. Without an image in its options it takes
     load_ms: 500       takes so long to load
     latency_ms: 20     sleeps so long for every batch
     on_cpu: true       says that it computes on the CPU, where workers may decode as well
+    quick_bytes: 999   says that inputs of at most so many bytes need no worker
     fail: [250, 0, 0]  a batch with a picture of this exact top-left pixel raises
     die: [...]         ... ends the worker's thread
     hang: [...]        ... does not come back for `hang_s` seconds (30)
