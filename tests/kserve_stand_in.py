@@ -113,7 +113,7 @@ class StandIn:
                 )
         return answer
 
-    async def infer(self, request: InferRequest) -> InferResponse:
+    async def begin(self, request: InferRequest) -> InferResponse:
         self.asked.append(request)
         match self._known(request.model, request.version):
             case "broken":

@@ -25,7 +25,7 @@ from visionpool.errors import InvalidRequest, NotFound, QueueFull, TooLarge, Uni
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.budget import ByteBudget
 from visionpool_server.api.kserve.control import Control
-from visionpool_server.api.kserve.messages import InferRequest, InputTensor
+from visionpool_server.api.kserve.messages import InferRequest, InferResponse, InputTensor
 from visionpool_server.api.kserve.protocol import Kserve
 from visionpool_server.api.kserve.shared_memory import SEGMENTS, SharedMemory
 from visionpool_server.api.kserve.switches import Tracing
@@ -343,10 +343,15 @@ def test_tensors_in_shared_memory_are_bounded_and_counted_as_those_in_requests()
     control, tracing = Control(models, [], Defaults(), explicit=False), Tracing(None, models)
     kserve = Kserve(service, control, tracing, SharedMemory(), limits=limits, ready=lambda: True)
 
+    async def asking(request: InferRequest) -> None:
+        begun = kserve.begin(request)
+        assert not isinstance(begun, InferResponse)
+        await begun
+
     def asked(*sizes: Any) -> None:
         places = [{"shared_memory_region": "r", "shared_memory_byte_size": size} for size in sizes]
         inputs = [InputTensor(f"x{i}", "UINT8", (1,), None, place) for i, place in enumerate(places)]
-        asyncio.run(kserve.infer(InferRequest("nobody", "", inputs)))
+        asyncio.run(asking(InferRequest("nobody", "", inputs)))
 
     try:
         for too_much in ((101,), (60, 41)):

@@ -50,8 +50,8 @@ class GrpcServer:
     def __init__(self, vision: VisionGrpc, kserve: KserveGrpc, options: GrpcOptions) -> None:
         self._server = grpc.aio.server(options=options.channel())
         self._health = health.HealthServicer()
+        self._server.add_generic_rpc_handlers((kserve.handlers(), vision.handlers()))  # looked up in this order
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._server.add_generic_rpc_handlers((vision.handlers(), kserve.handlers()))
         self._names = ("", VISION, KSERVE)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection([VISION, KSERVE, health_name, reflection.SERVICE_NAME], self._server)

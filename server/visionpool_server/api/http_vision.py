@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from types import coroutine
 from typing import Any, TypeVar
 
 import orjson
@@ -107,15 +106,8 @@ class VisionApi:
         return router
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Awaits `work`, and cancels it where the client hangs up meanwhile. The body must have been read.
-
-    `work` is begun first: what is done without waiting needs nobody to watch over it.
-    """
-    try:
-        waiting_for = work.send(None)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]  # what a coroutine returns
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Awaits `work`, and cancels it where the client hangs up meanwhile. The body must have been read."""
     task = asyncio.current_task()
     assert task is not None
     gone = asyncio.ensure_future(request.receive())
@@ -129,7 +121,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     gone.add_done_callback(stop)
     try:
-        return await _continued(work, waiting_for)
+        return await work
     except asyncio.CancelledError:
         if not hung_up:
             raise
@@ -139,24 +131,6 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         over = True  # `stop` may be due already, and what follows is not to be cancelled
         gone.remove_done_callback(stop)
         gone.cancel()
-
-
-@coroutine
-def _continued(work: Coroutine[Any, Any, T], waiting_for: Any) -> Generator[Any, Any, T]:
-    """Goes on with a coroutine that has been begun, as `await` would (PEP 380)."""
-    while True:
-        try:
-            try:
-                sent = yield waiting_for
-            except GeneratorExit:
-                work.close()
-                raise
-            except BaseException as error:
-                waiting_for = work.throw(error)
-            else:
-                waiting_for = work.send(sent)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]  # what a coroutine returns
 
 
 def server_timing(predictions: Sequence[Prediction]) -> str:

@@ -18,6 +18,7 @@ from visionpool_server.api.grpc_errors import Context, answered, unforeseen
 from visionpool_server.api.grpc_messages import parsed
 from visionpool_server.api.grpc_streams import in_order
 from visionpool_server.api.kserve.grpc_codec import read_parameters, read_request, written_response
+from visionpool_server.api.kserve.messages import InferResponse
 from visionpool_server.api.kserve.protocol import Kserve
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ class KserveGrpc:
         with self._budget.hold() as held:
             held.take(len(raw))
             request = read_request(parsed(pb.ModelInferRequest, raw))
-            return written_response(await self._kserve.infer(request, context.time_remaining()))
+            begun = self._kserve.begin(request, context.time_remaining())
+            return written_response(begun if isinstance(begun, InferResponse) else await begun)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         async def answer(raw: bytes) -> bytes:

@@ -80,7 +80,8 @@ class Inference:
             asked = await asyncio.to_thread(read_request, model, version, body, head_size)
         else:
             asked = read_request(model, version, body, head_size)
-        response = await unless_gone(request, self.kserve.infer(asked))
+        begun = self.kserve.begin(asked)
+        response = begun if isinstance(begun, InferResponse) else await unless_gone(request, begun)
         return await _answered(asked, response, headers.get(b"accept-encoding"))
 
 

@@ -72,11 +72,6 @@ class Kserve:
         except ModelNotFound as error:
             raise _in_tritons_words(error, request.version) from error
 
-    async def infer(self, request: InferRequest, limit: float | None = None) -> InferResponse:
-        """The same for who can wait, on the event loop."""
-        begun = self.begin(request, limit)
-        return begun if isinstance(begun, InferResponse) else await begun
-
     async def _traced(self, request: InferRequest, limit: float | None) -> InferResponse:
         started = time.time_ns()
         begun = self._begin(request, limit)
