@@ -79,8 +79,8 @@ class TestReading:
             ({}, "no inputs"),
             ({"inputs": {}}, "inputs is an object"),
             ({"inputs": [1]}, "list of objects"),
-            ({"inputs": [X, X]}, "more than once"),
-            ({"inputs": [X], "outputs": [{"name": "y"}, {"name": "y"}]}, "more than once"),
+            ({"inputs": [X] * 1025}, "at most 1024"),
+            ({"inputs": [X], "outputs": [{"name": f"y{i}"} for i in range(1025)]}, "at most 1024"),
             ({"inputs": [X], "outputs": [{}]}, "no name"),
             ({"inputs": [X], "outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]}, "true or false"),
             ({"inputs": [X], "parameters": {"binary_data_output": 1}}, "true or false"),
@@ -101,7 +101,7 @@ class TestReading:
             ({"inputs": [X | {"shape": [0, 2**30, 2**30, 2**30], "data": []}]}, "beyond any tensor"),
             ({"inputs": [X | {"shape": [3]}]}, "2 values"),
             ({"inputs": [X | {"data": "12"}]}, "data is a list"),
-            ({"inputs": [X | {"data": [1.0, "2"]}]}, "str in data"),
+            ({"inputs": [X | {"data": [1.0, "2"]}]}, "a string in data"),
             (
                 {"inputs": [X | {"data": [1, 2], "datatype": "UINT8", "parameters": {"binary_data_size": 2}}]},
                 "only one",
@@ -370,7 +370,7 @@ class TestRoutes:
     def test_errors_have_the_form_that_clients_of_the_protocol_read(
         self, http: httpx.Client, path: str, status: int, said: str
     ) -> None:
-        answer = http.post(path, json={"inputs": [] if path == INFER else [X]})
+        answer = http.post(path, json={} if path == INFER else {"inputs": [X]})
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
         assert set(answer.json()) == {"error"}
         assert said in answer.json()["error"]

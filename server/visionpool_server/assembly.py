@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from visionpool.errors import InferenceFailed
 
 from visionpool_server.batching import Job, Tensors
 
@@ -33,8 +34,11 @@ class Assembly(Protocol):
     def join(self, jobs: Pieces, size: int) -> Batch:
         """One batch of `size` rows, padded where the jobs have fewer. A lone job is not copied."""
 
-    def part(self, outputs: Tensors, jobs: Pieces) -> Sequence[Tensors]:
-        """What of the outputs belongs to each job: views, valid until the next inference."""
+    def part(self, outputs: Tensors, jobs: Pieces, size: int) -> Sequence[Tensors]:
+        """What of the outputs of a batch of `size` rows belongs to each job: views, valid until the next inference.
+
+        Raises InferenceFailed where that cannot be told.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Pictures:
     def join(self, jobs: Pieces, size: int) -> Batch:
         return stack([job.tensors for job in jobs], size)
 
-    def part(self, outputs: Tensors, jobs: Pieces) -> Sequence[Tensors]:
+    def part(self, outputs: Tensors, jobs: Pieces, size: int) -> Sequence[Tensors]:  # noqa: ARG002  a protocol's signature
         return self.split(outputs, len(jobs))
 
 
@@ -58,9 +62,10 @@ class Rows:
         missing = size - sum(job.rows for job in jobs)
         return {name: _joined([job.tensors[name] for job in jobs], missing) for name in jobs[0].tensors}
 
-    def part(self, outputs: Tensors, jobs: Pieces) -> Sequence[Tensors]:
-        if len(jobs) == 1 and {len(value) for value in outputs.values()} == {jobs[0].rows}:
+    def part(self, outputs: Tensors, jobs: Pieces, size: int) -> Sequence[Tensors]:
+        if len(jobs) == 1 and jobs[0].rows == size:
             return [outputs]
+        _check_rows(outputs, size)
         parts, start = [], 0
         for job in jobs:
             end = start + job.rows
@@ -74,7 +79,7 @@ class Whole:
     def join(self, jobs: Pieces, size: int) -> Batch:  # noqa: ARG002  a protocol's signature
         return dict(jobs[0].tensors)
 
-    def part(self, outputs: Tensors, jobs: Pieces) -> Sequence[Tensors]:  # noqa: ARG002  a protocol's signature
+    def part(self, outputs: Tensors, jobs: Pieces, size: int) -> Sequence[Tensors]:  # noqa: ARG002  a protocol's signature
         return [outputs]
 
 
@@ -84,6 +89,15 @@ def stack(items: Sequence[Tensors], size: int) -> Batch:
         return {name: np.ascontiguousarray(tensor)[None] for name, tensor in items[0].items()}
     padded = [*items, *[items[-1]] * (size - len(items))]
     return {name: np.stack([item[name] for item in padded]) for name in items[0]}
+
+
+def _check_rows(outputs: Tensors, size: int) -> None:
+    for name, value in outputs.items():
+        if len(value) != size:
+            raise InferenceFailed(
+                f"output {name!r} has {len(value)} rows for a batch of {size}, so nobody can tell whose they are",
+                hint="the model's operator should say batching.max_batch_size: 1",
+            )
 
 
 def _joined(pieces: list[NDArray[Any]], missing: int) -> NDArray[Any]:

@@ -13,7 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from visionpool.errors import DeadlineExceeded, InferenceFailed, InternalError, QueueFull, Unavailable, VisionpoolError
+from visionpool.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InternalError,
+    QueueFull,
+    RequestError,
+    Unavailable,
+    VisionpoolError,
+)
 
 from visionpool_server.assembly import Assembly, Piece, Pieces
 from visionpool_server.backends import Engine
@@ -63,7 +71,11 @@ class Execution:
         except Exception as error:
             raise _told(error) from error
         inferred = time.monotonic()
-        answer = _finished(finish, part)
+        try:
+            answer = _finished(finish, part)
+        except VisionpoolError:
+            self._statistics.executed(piece.rows, started - pulled, inferred - started)
+            raise
         ended = time.monotonic()
         stages = Stages(0.0, started - pulled, inferred - started, ended - inferred)
         self._statistics.answered_alone(piece.rows, ended - pulled, stages)
@@ -71,9 +83,10 @@ class Execution:
 
     def _infer(self, pieces: Pieces, rows: int) -> tuple[float, Sequence[Tensors]]:
         """When the inference began, and what of its outputs is whose."""
-        batch = self._assembly.join(pieces, self._padded_size(rows))
+        size = self._padded_size(rows)
+        batch = self._assembly.join(pieces, size)
         started = time.monotonic()
-        return started, self._assembly.part(self._context.infer(batch), pieces)
+        return started, self._assembly.part(self._context.infer(batch), pieces, size)
 
     def _recover(self, jobs: list[Job], error: Exception) -> None:
         """A batch failed: each of its jobs is tried alone, so that only the one to blame fails."""
@@ -91,10 +104,13 @@ class Execution:
 
 
 def _told(error: Exception) -> VisionpoolError:
-    """What the caller is told of an inference that failed; the log gets all of it."""
-    log.error("inference failed", exc_info=error)
-    if isinstance(error, VisionpoolError):
+    """What the caller is told of an inference that failed; the log gets what only the operator can mend."""
+    if isinstance(error, RequestError):
         return error
+    if isinstance(error, VisionpoolError):
+        log.error("inference failed: %s", error)
+        return error
+    log.error("inference failed", exc_info=error)
     return InferenceFailed("the runtime failed on this input", hint="the server's log has the reason")
 
 

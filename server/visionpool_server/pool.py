@@ -103,12 +103,16 @@ class Pool:
             if not self._admitted:
                 self._emptied.notify_all()
 
-    def admit(self, count: int = 1) -> None:
+    def check_room(self, count: int) -> None:
+        """Raises TooLarge for more pictures, or pieces of a large batch, than there are places, were they all free."""
         if count > self._places:
             raise TooLarge(
-                f"{count} pictures in one request, and {self.name} has room for {self._places}",
+                f"{count} pictures or batches in one request, and {self.name} has room for {self._places}",
                 hint="send fewer at once, or raise batching.max_queue_size",
             )
+
+    def admit(self, count: int = 1) -> None:
+        self.check_room(count)
         with self._changed:
             if self._closing:
                 raise Unavailable("the model is being unloaded")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -119,7 +120,7 @@ class Service:
         try:
             await self._queued(pool, jobs, started, limit)
             _raise_failure(jobs)
-        except VisionpoolError:
+        except (VisionpoolError, asyncio.CancelledError):
             pool.statistics.failed(time.monotonic() - started)
             raise
         stages = _stages(jobs)
@@ -159,9 +160,10 @@ def _raise_failure(jobs: Sequence[Job]) -> None:
         error = job.future.exception() if done else None
         if error is None:
             continue
-        if len(jobs) > 1 and isinstance(error, VisionpoolError):
-            error.message = f"picture {index + 1} of {len(jobs)}: {error.message}"
-        raise error
+        told = copy(error)  # others of the same batch may have met the very same
+        if len(jobs) > 1 and isinstance(told, VisionpoolError):
+            told.message = f"picture {index + 1} of {len(jobs)}: {told.message}"
+        raise told from error
 
 
 def _prepare_and_submit(pool: Pool, job: Job) -> None:

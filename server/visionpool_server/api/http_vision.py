@@ -11,6 +11,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from visionpool.errors import Cancelled, InvalidRequest
 
+from visionpool_server.api.accept import preferred
 from visionpool_server.api.answers import describe, result_fields, slowest, summary
 from visionpool_server.api.bodies import BodyLimits, JsonPictures, read_pictures
 from visionpool_server.api.options import PredictOptions, read_ask
@@ -153,13 +154,7 @@ def _wanted_picture(accept: str | None) -> PictureType | None:
     """The kind of annotated picture that an Accept header prefers over JSON, if it does (RFC 9110, 12.5.1)."""
     if accept is None or "image/" not in accept.lower():
         return None
-    ranges = []
-    for part in accept.lower().split(","):
-        media, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        ranges.append((float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0, media))
-    ranges.sort(key=lambda entry: -entry[0])  # stable: equals stay in the order given
-    best = next((m for q, m in ranges if q > 0 and (m in _PICTURE_TYPES or m in ("application/json", "*/*"))), "")
+    best = next((m for m in preferred(accept) if m in _PICTURE_TYPES or m in ("application/json", "*/*")), "")
     return _PICTURE_TYPES.get(best)
 
 

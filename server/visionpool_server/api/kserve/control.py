@@ -177,6 +177,15 @@ class Control:
         return "UNAVAILABLE", self._reasons.get(name, "not loaded")
 
 
+def check_repository(name: str) -> None:
+    """Raises Unimplemented for a request that names one of several repositories."""
+    if name:
+        raise Unimplemented(
+            f"repository {name[:80]!r} cannot be chosen: the models are all in one",
+            hint="leave the name of the repository out",
+        )
+
+
 def _retire(model: Model) -> None:
     """Closes a model that gets no new requests, once it has answered those that it has."""
     until = time.monotonic() + _DRAIN

@@ -34,6 +34,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
     BYTES: np.dtype(object),
 }
 DATATYPES = {dtype.name: datatype for datatype, dtype in DTYPES.items()} | {"bytes": BYTES}  # by NumPy's name
+_JSON_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a fraction",
+    type(None): "null",
+    dict: "an object",
+}
 _MAX_RANK = 32  # NumPy 1's limit, and more than any runtime takes
 _BEYOND = 2**56  # elements
 _LENGTH = Struct("<I")
@@ -49,7 +57,8 @@ def from_buffer(name: str, datatype: str, shape: Sequence[int], data: bytes | me
         return _objects(name, split_bytes(name, data, count), shape)
     if len(data) != count * dtype.itemsize:
         raise InvalidRequest(
-            f"input {name!r}: {len(data)} bytes of data, and shape {list(shape)} of {datatype} takes {count * dtype.itemsize}",
+            f"input {name[:80]!r}: {len(data)} bytes of data, and shape {list(shape)} of {datatype} takes "
+            f"{count * dtype.itemsize}",
             hint="make shape, datatype and data agree",
         )
     flat = np.frombuffer(data, dtype)
@@ -64,13 +73,13 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> 
     flat = _flattened(name, values)
     if len(flat) != count:
         raise InvalidRequest(
-            f"input {name!r}: {len(flat)} values, and shape {list(shape)} takes {count}",
+            f"input {name[:80]!r}: {len(flat)} values, and shape {list(shape)} takes {count}",
             hint="make shape and data agree",
         )
     if datatype == BYTES:
         if not all(isinstance(value, str) for value in flat):
             raise InvalidRequest(
-                f"input {name!r}: BYTES in JSON are strings", hint="binary data travel behind the JSON"
+                f"input {name[:80]!r}: BYTES in JSON are strings", hint="binary data travel behind the JSON"
             )
         return _objects(name, [value.encode() for value in flat], shape)
     return _checked_numbers(name, datatype, dtype, flat).reshape(shape)
@@ -86,22 +95,24 @@ def to_buffer(array: NDArray[Any]) -> bytes:
 def dtype_of(name: str, datatype: str) -> np.dtype[Any]:
     """Raises InvalidRequest for a type that the protocol does not have."""
     if datatype not in DTYPES:
-        raise InvalidRequest(f"tensor {name!r}: unknown datatype {datatype[:40]!r}", hint=f"known: {', '.join(DTYPES)}")
+        raise InvalidRequest(
+            f"tensor {name[:80]!r}: unknown datatype {datatype[:40]!r}", hint=f"known: {', '.join(DTYPES)}"
+        )
     return DTYPES[datatype]
 
 
 def size_of(name: str, shape: Sequence[int]) -> int:
     """How many elements a shape has. Raises InvalidRequest for one that makes no sense."""
-    known = _elements(tuple(shape))
+    known = _elements(tuple(shape)) if len(shape) <= _MAX_RANK else None
     if known is None:
-        raise _senseless(name, shape)
+        raise _senseless(name[:80], shape)
     return known
 
 
 @lru_cache(1024)
 def _elements(shape: tuple[int, ...]) -> int | None:
     """None for a shape that makes no sense."""
-    if len(shape) > _MAX_RANK or any(not 0 <= size < 2**31 for size in shape):
+    if any(not 0 <= size < 2**31 for size in shape):
         return None
     if prod(size or 1 for size in shape) >= _BEYOND:  # where one is 0, NumPy still multiplies the others
         return None
@@ -110,14 +121,14 @@ def _elements(shape: tuple[int, ...]) -> int | None:
 
 def _senseless(name: str, shape: Sequence[int]) -> InvalidRequest:
     if len(shape) > _MAX_RANK:
-        return InvalidRequest(f"input {name!r}: {len(shape)} dimensions, at most {_MAX_RANK} are read")
+        return InvalidRequest(f"input {name[:80]!r}: {len(shape)} dimensions, at most {_MAX_RANK} are read")
     if min(shape) < 0:
         return InvalidRequest(
-            f"input {name!r}: shape {list(shape)} has a negative dimension", hint="send the real sizes"
+            f"input {name[:80]!r}: shape {list(shape)} has a negative dimension", hint="send the real sizes"
         )
     if max(shape) >= 2**31:
-        return InvalidRequest(f"input {name!r}: a dimension of {max(shape)} is beyond any tensor")
-    return InvalidRequest(f"input {name!r}: shape {list(shape)} is beyond any tensor")
+        return InvalidRequest(f"input {name[:80]!r}: a dimension of {max(shape)} is beyond any tensor")
+    return InvalidRequest(f"input {name[:80]!r}: shape {list(shape)} is beyond any tensor")
 
 
 def split_bytes(name: str, data: bytes | memoryview, count: int) -> list[bytes]:
@@ -125,7 +136,7 @@ def split_bytes(name: str, data: bytes | memoryview, count: int) -> list[bytes]:
     view, elements, at = memoryview(data).cast("B"), [], 0
     if count > len(view) // 4:
         raise InvalidRequest(
-            f"input {name!r}: {len(view)} bytes cannot hold {count} elements of BYTES", hint=_HINT_BYTES
+            f"input {name[:80]!r}: {len(view)} bytes cannot hold {count} elements of BYTES", hint=_HINT_BYTES
         )
     for _ in range(count):
         start = at + 4
@@ -135,7 +146,7 @@ def split_bytes(name: str, data: bytes | memoryview, count: int) -> list[bytes]:
         elements.append(bytes(view[start:at]))
     if at != len(view) or len(elements) != count:
         raise InvalidRequest(
-            f"input {name!r}: the lengths of its {count} BYTES elements do not add up to its {len(view)} bytes",
+            f"input {name[:80]!r}: the lengths of its {count} BYTES elements do not add up to its {len(view)} bytes",
             hint=_HINT_BYTES,
         )
     return elements
@@ -155,20 +166,20 @@ def _objects(name: str, elements: Sequence[bytes], shape: Sequence[int]) -> NDAr
     try:
         return array.reshape(shape)
     except ValueError as error:
-        raise InvalidRequest(f"input {name!r}: shape {list(shape)} does not fit its data") from error
+        raise InvalidRequest(f"input {name[:80]!r}: shape {list(shape)} does not fit its data") from error
 
 
 def _flattened(name: str, values: Any) -> list[Any]:
     """Nested lists of JSON as one; they may be flat already, at any rank (KServe v2, `Tensor Data`)."""
     if not isinstance(values, list):
-        raise InvalidRequest(f"input {name!r}: data is a list", hint="nest it as its shape says, or give it flat")
+        raise InvalidRequest(f"input {name[:80]!r}: data is a list", hint="nest it as its shape says, or give it flat")
     flat: list[Any] = values
     while flat and isinstance(flat[0], list):
         if not all(isinstance(row, list) for row in flat):
-            raise InvalidRequest(f"input {name!r}: data mixes lists and values")
+            raise InvalidRequest(f"input {name[:80]!r}: data mixes lists and values")
         flat = [value for row in flat for value in row]
     if any(isinstance(value, list) for value in flat):
-        raise InvalidRequest(f"input {name!r}: data mixes lists and values")
+        raise InvalidRequest(f"input {name[:80]!r}: data mixes lists and values")
     return flat
 
 
@@ -178,10 +189,10 @@ def _checked_numbers(name: str, datatype: str, dtype: np.dtype[Any], flat: list[
     if datatype == "BOOL" and kinds <= {int} and all(value in (0, 1) for value in flat):
         allowed = {int}
     if not kinds <= allowed:
-        wrong = ", ".join(sorted(kind.__name__ for kind in kinds - allowed))
-        raise InvalidRequest(f"input {name!r}: {wrong} in data, and its datatype is {datatype}")
+        wrong = ", ".join(sorted({_JSON_NAMES.get(kind, kind.__name__) for kind in kinds - allowed}))
+        raise InvalidRequest(f"input {name[:80]!r}: {wrong} in data, and its datatype is {datatype}")
     try:
         with np.errstate(over="ignore"):
             return np.array(flat, dtype)
     except (OverflowError, ValueError) as error:
-        raise InvalidRequest(f"input {name!r}: a value is out of the range of {datatype}") from error
+        raise InvalidRequest(f"input {name[:80]!r}: a value is out of the range of {datatype}") from error

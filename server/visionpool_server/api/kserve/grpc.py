@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from inspect import isawaitable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
-from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 from visionpool.errors import Unimplemented, VisionpoolError
 
-from visionpool_server.api.budget import ByteBudget
+from visionpool_server.api.budget import ByteBudget, Held
 from visionpool_server.api.grpc_errors import Context, answered, unforeseen
 from visionpool_server.api.grpc_messages import parsed
 from visionpool_server.api.grpc_streams import in_order
+from visionpool_server.api.kserve.control import check_repository
 from visionpool_server.api.kserve.grpc_codec import read_parameters, read_request, written_response
-from visionpool_server.api.kserve.messages import InferResponse
+from visionpool_server.api.kserve.grpc_wire import growing_bytes
+from visionpool_server.api.kserve.messages import InferRequest, InferResponse
 from visionpool_server.api.kserve.protocol import Kserve
 
 log = logging.getLogger(__name__)
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _IN_FLIGHT = 64  # of one stream: enough to fill batches, and a bound on what is held
+_LARGE = 2**15  # bytes of anything but raw tensors that are read elsewhere than on the event loop
+_SWELL = 8  # times as large as on the wire are typed values in memory, about
+_ASKS_FINAL, _IS_FINAL = "triton_enable_empty_final_response", "triton_final_response"
 _NO_CUDA = "CUDA shared memory is not served yet"
 
 
@@ -44,7 +49,7 @@ class KserveGrpc:
             "ModelMetadata": lambda q: self._kserve.model_metadata(q.name, q.version),
             "ModelConfig": lambda q: self._kserve.model_config(q.name, q.version),
             "ModelStatistics": lambda q: self._kserve.model_statistics(q.name, q.version),
-            "RepositoryIndex": lambda q: self._kserve.control.index(q.ready),
+            "RepositoryIndex": self._index,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
             "SystemSharedMemoryStatus": lambda q: self._kserve.shared_memory.status(q.name),
@@ -65,14 +70,20 @@ class KserveGrpc:
 
     @answered
     async def _infer(self, raw: bytes, context: Context) -> bytes:
-        return (await self._inferred(raw, context)).SerializeToString()  # type: ignore[no-any-return]  # untyped messages
-
-    async def _inferred(self, raw: bytes, context: Context) -> Any:
         with self._budget.hold() as held:
-            held.take(len(raw))
-            request = read_request(parsed(pb.ModelInferRequest, raw))
-            begun = self._kserve.begin(request, context.time_remaining())
-            return written_response(begun if isinstance(begun, InferResponse) else await begun)
+            request = await self._read(_Opened.of(raw), held)
+            return written_response(await self._inferred(request, context)).SerializeToString()  # type: ignore[no-any-return]  # untyped messages
+
+    async def _read(self, opened: _Opened, held: Held) -> InferRequest:
+        swollen = min(_SWELL * opened.growing, self._budget.limit // 2) if opened.growing > _LARGE else 0
+        held.take(opened.size + swollen)
+        if swollen:
+            return await asyncio.to_thread(read_request, opened.message)
+        return read_request(opened.message)
+
+    async def _inferred(self, request: InferRequest, context: Context) -> InferResponse:
+        begun = self._kserve.begin(request, context.time_remaining())
+        return begun if isinstance(begun, InferResponse) else await begun
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         async def answer(raw: bytes) -> bytes:
@@ -84,23 +95,35 @@ class KserveGrpc:
 
     async def _stream_answer(self, raw: bytes, context: Context) -> bytes:
         """One answer of a stream: an error is that request's alone, and the stream goes on."""
-        message = pb.ModelStreamInferResponse()
+        name = ""
         try:
-            message.infer_response.CopyFrom(await self._inferred(raw, context))
-            if _wants_final(raw):
-                message.infer_response.parameters["triton_final_response"].bool_param = True
+            with self._budget.hold() as held:
+                opened = _Opened.of(raw)
+                name, wants_final = opened.message.id, _wants_final(opened.message.parameters)
+                request = await self._read(opened, held)
+                del opened  # its tensors were copied
+                answer = pb.ModelStreamInferResponse()
+                answer.infer_response.CopyFrom(written_response(await self._inferred(request, context)))
+                if wants_final:
+                    answer.infer_response.parameters[_IS_FINAL].bool_param = True
         except VisionpoolError as error:
-            _refuse(message, raw, str(error))
+            answer = _refusal(name, str(error))
         except Exception as error:
             log.error("ModelStreamInfer failed", exc_info=error)
-            _refuse(message, raw, str(unforeseen()))
-        return message.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
+            answer = _refusal(name, str(unforeseen()))
+        return answer.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
+
+    async def _index(self, message: Any) -> Any:
+        check_repository(message.repository_name)
+        return await self._kserve.control.index(message.ready)
 
     async def _load(self, message: Any) -> Any:
+        check_repository(message.repository_name)
         await self._kserve.control.load(message.model_name, read_parameters(message.parameters))
         return pb.RepositoryModelLoadResponse()
 
     async def _unload(self, message: Any) -> Any:
+        check_repository(message.repository_name)
         await self._kserve.control.unload(message.model_name, read_parameters(message.parameters))
         return pb.RepositoryModelUnloadResponse()
 
@@ -130,19 +153,28 @@ def _unary(name: str, call: Callable[[Any], Any]) -> Any:
     return bound
 
 
-def _wants_final(raw: bytes) -> bool:
+class _Opened(NamedTuple):
+    """A request's message. `size`: its bytes on the wire, of which `growing` become more in memory; 0 where they are few."""
+
+    message: Any
+    size: int
+    growing: int
+
+    @classmethod
+    def of(cls, raw: bytes) -> _Opened:
+        """Raises InvalidRequest for bytes that are none, and for more fields than any request needs."""
+        growing = growing_bytes(raw) if len(raw) > _LARGE else 0
+        return cls(parsed(pb.ModelInferRequest, raw), len(raw), growing)
+
+
+def _wants_final(parameters: Any) -> bool:
     """Whether a client of a stream asks to be told which answer to a request is the last: here the only one."""
-    parameters = pb.ModelInferRequest.FromString(raw).parameters
-    return bool(parameters["triton_enable_empty_final_response"].bool_param) if parameters else False
+    return _ASKS_FINAL in parameters and bool(parameters[_ASKS_FINAL].bool_param)
 
 
-def _refuse(message: Any, raw: bytes, text: str) -> None:
-    """Triton's form: the text, and an answer that carries nothing but the request's id."""
-    message.error_message = text
-    try:
-        message.infer_response.id = pb.ModelInferRequest.FromString(raw).id
-    except DecodeError:
-        """It was no request, and has no id."""
+def _refusal(name: str, text: str) -> Any:
+    """Triton's form: the text, and an answer that carries nothing but the request's id, where it was one."""
+    return pb.ModelStreamInferResponse(error_message=text, infer_response=pb.ModelInferResponse(id=name))
 
 
 def _refuse_cuda(_: Any) -> Any:

@@ -21,6 +21,7 @@ from visionpool_server.api.kserve.messages import (
     InputTensor,
     Parameters,
     RequestedOutput,
+    check_counts,
 )
 
 _CONTENTS = {
@@ -41,8 +42,9 @@ _CONTENTS = {
 
 def read_request(message: Any) -> InferRequest:
     """From a `ModelInferRequest`. Raises InvalidRequest where it contradicts itself."""
-    raw = list(message.raw_input_contents)
-    has_raw = bool(raw)
+    check_counts(max(len(message.inputs), len(message.raw_input_contents)), len(message.outputs))
+    raw = iter(message.raw_input_contents)
+    has_raw = bool(message.raw_input_contents)
     inputs = []
     for tensor in message.inputs:
         parameters = read_parameters(tensor.parameters)
@@ -55,13 +57,13 @@ def read_request(message: Any) -> InferRequest:
                     f"input {tensor.name[:80]!r} has contents, and the request raw_input_contents",
                     hint="send one of the two",
                 )
-            if not raw:
+            data = next(raw, None)
+            if data is None:
                 raise _raw_mismatch(message)
-            data = raw.pop(0)
         else:
             data = _typed(tensor)
         inputs.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data, parameters))
-    if raw:
+    if next(raw, None) is not None:
         raise _raw_mismatch(message)
     return InferRequest(
         message.model_name,

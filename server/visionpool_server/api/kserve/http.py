@@ -13,6 +13,7 @@ from visionpool.errors import InvalidRequest, Unavailable, Unimplemented
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.kserve import http_schemas as schemas
 from visionpool_server.api.kserve.compression import read_decoded
+from visionpool_server.api.kserve.control import check_repository
 from visionpool_server.api.kserve.http_infer import Inference
 from visionpool_server.api.kserve.http_json import kind_of, loads_object, parameters_of, plain, typed
 from visionpool_server.api.kserve.http_operations import INFER_BODY, INFER_EXAMPLE, Leftovers, Operation
@@ -45,6 +46,7 @@ class KserveApi:
 
     def _server(self) -> Iterator[Operation]:
         yield Operation("GET", "/v2", self.metadata, "The server", schemas.ServerMetadata)
+        yield Operation("GET", "/v2/", self.metadata, "The server", schemas.ServerMetadata, shown=False)
         yield Operation("GET", "/v2/health/live", self.live, "200 as long as the process answers", schemas.ServerLive)
         yield Operation("GET", "/v2/health/ready", self.ready, "200 once all models are loaded", schemas.ServerReady)
 
@@ -124,15 +126,18 @@ class KserveApi:
         return answer.response()
 
     async def index(self, request: Request) -> Any:
+        _check_repository(request)
         body = await self._body(request)
         answer = await self.kserve.control.index(typed(body, "ready", bool, "the request") or False)
         return [{name: value for name, value in model.items() if value} for model in plain(answer)["models"]]
 
     async def load(self, request: Request) -> Any:
+        _check_repository(request)
         await self.kserve.control.load(_model(request), await self._parameters(request))
         return {}
 
     async def unload(self, request: Request) -> Any:
+        _check_repository(request)
         await self.kserve.control.unload(_model(request), await self._parameters(request))
         return {}
 
@@ -180,8 +185,6 @@ class KserveApi:
         return {name: value for name, setting in settings.items() for value in setting.values()}
 
     async def _parameters(self, request: Request) -> Mapping[str, Any]:
-        if "repository" in request.path_params:
-            raise Unimplemented("there is one repository of models", hint="leave its name out of the path")
         return parameters_of(await self._body(request), "the request")
 
     async def _body(self, request: Request) -> dict[str, Any]:
@@ -191,6 +194,10 @@ class KserveApi:
             if len(body) > _LARGE:
                 return await asyncio.to_thread(loads_object, body)
             return loads_object(body) if body else {}
+
+
+def _check_repository(request: Request) -> None:
+    check_repository(request.path_params.get("repository", ""))
 
 
 def _model(request: Request) -> str:

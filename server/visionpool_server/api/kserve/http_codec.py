@@ -27,6 +27,7 @@ from visionpool_server.api.kserve.messages import (
     OutputTensor,
     Parameters,
     RequestedOutput,
+    check_counts,
 )
 
 _HINT = 'send {"inputs": [{"name": ..., "datatype": "FP32", "shape": [...], "data": [...]}]}, or binary data behind the JSON'
@@ -43,18 +44,18 @@ def read_request(model: str, version: str, body: bytes, head_size: int) -> Infer
     """
     view = memoryview(body)
     said = loads_object(view[:head_size])
+    if "inputs" not in said:
+        raise InvalidRequest("the request has no inputs", hint=_HINT)
+    given, wanted = _objects(said, "inputs"), _objects(said, "outputs")
+    check_counts(len(given), len(wanted))
     inputs: list[InputTensor] = []
     at = head_size
-    for entry in _objects(said, "inputs"):
+    for entry in given:
         tensor, at = _input(entry, view, at)
         inputs.append(tensor)
     if at != len(view):
         raise InvalidRequest(f"{len(view) - at} bytes behind the JSON belong to no input", hint=_HINT_BINARY)
-    if not inputs:
-        raise InvalidRequest("the request has no inputs", hint=_HINT)
-    outputs = [_requested(entry) for entry in _objects(said, "outputs")]
-    _no_duplicates("input", [tensor.name for tensor in inputs])
-    _no_duplicates("output", [output.name for output in outputs])
+    outputs = [_requested(entry) for entry in wanted]
     parameters = parameters_of(said, "the request")
     _flag(parameters, "binary_data_output", "the request")
     return InferRequest(model, version, inputs, outputs, typed(said, "id", str, "the request") or "", parameters)
@@ -204,12 +205,6 @@ def _objects(said: dict[str, Any], key: str) -> list[dict[str, Any]]:
 def _flag(parameters: Parameters, name: str, where: str) -> None:
     if not isinstance(parameters.get(name, False), bool):
         raise InvalidRequest(f"{where}: {name} has to be true or false")
-
-
-def _no_duplicates(what: str, names: list[str]) -> None:
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"{what} {twice[:80]!r} is there more than once")
 
 
 def _values(tensor: OutputTensor, data: bytes) -> Any:

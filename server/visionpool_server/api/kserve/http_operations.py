@@ -39,7 +39,7 @@ INFER_BODY: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`body`: the model of a JSON body that may be left out, or the `content` of one that may not."""
+    """`body`: the model of a JSON body that may be left out, or the `content` of one that may not. `shown`: in /docs."""
 
     method: str
     path: str
@@ -48,6 +48,7 @@ class Operation:
     answer: Any
     body: type[BaseModel] | dict[str, Any] | None = None
     example: dict[str, Any] | None = None
+    shown: bool = True
 
     def add_to(self, router: APIRouter) -> None:
         content: dict[str, Any] = {"application/json": {"example": self.example} if self.example else {}}
@@ -61,6 +62,7 @@ class Operation:
             summary=self.summary,
             responses=table | {status: {"model": KserveError} for status in _STATUSES},
             openapi_extra=self._extra(),
+            include_in_schema=self.shown,
         )
 
     def _extra(self) -> dict[str, Any]:

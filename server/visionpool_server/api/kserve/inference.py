@@ -9,18 +9,20 @@ A lone job writes its answer on the worker's thread, straight from where the run
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from math import prod
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from visionpool.errors import InvalidRequest
+from visionpool.errors import DeadlineExceeded, InvalidRequest
 
 from visionpool_server.api.answers import result_fields
 from visionpool_server.api.kserve.contract import RESULT, Contract, pixels_of
-from visionpool_server.api.kserve.datatypes import from_buffer
+from visionpool_server.api.kserve.datatypes import BYTES, from_buffer
 from visionpool_server.api.kserve.messages import InferRequest, InferResponse, InputTensor, Parameters
 from visionpool_server.api.kserve.outputs import Regions, Wanted, place_of, rendered, wanted_outputs
 from visionpool_server.api.kserve.plan import Outputs, Plan, form_of
@@ -35,7 +37,11 @@ from visionpool_server.pool import Pool
 from visionpool_server.service import Service, check_options
 from visionpool_server.statistics import Stages
 
+_LARGE = 2**18  # bytes of strings
 _OPTIONS = frozenset(PredictOptions.model_fields) - {"timeout_ms"}
+
+
+T = TypeVar("T")
 
 
 class Memory(Regions, Protocol):
@@ -61,6 +67,7 @@ class Inference:
         self._service = service
         self._memory = memory
         self._contracts: dict[str, Contract] = {}
+        self._loading: dict[Contract, asyncio.Future[Pool]] = {}
 
     def begin(self, request: InferRequest, limit: float | None = None) -> InferResponse | Awaitable[InferResponse]:
         """The answer, where this very thread makes it sooner than another could be asked to; else what to await for it, on
@@ -76,8 +83,8 @@ class Inference:
         if pictures := contract.brings_pictures(request.inputs):
             return _response(model, request, self._pictures(contract, request, pictures, limit))
         pool = model.tensors.loaded if model.tensors else model.pool
-        if pool is None:
-            return self._loaded_first(contract, request, limit)
+        if pool is None or _takes_long(request):
+            return self._waited_for(contract, request, limit)
         values = self._values(request)
         plan = self._plan(contract, request, pool)
         contract.plans.keep(form, plan)
@@ -106,12 +113,38 @@ class Inference:
             contract = self._contracts[model.name] = Contract(model)
         return contract
 
-    async def _loaded_first(self, contract: Contract, request: InferRequest, limit: float | None) -> InferResponse:
-        """For the first tensors that come to a vision model: what takes them is loaded then."""
-        pool = await asyncio.to_thread(contract.model.tensor_pool)
-        values = self._values(request)
-        begun = self._planned(contract, request, self._plan(contract, request, pool), values, limit)
+    async def _waited_for(self, contract: Contract, request: InferRequest, limit: float | None) -> InferResponse:
+        """For tensors that take long to read, and for the first that come to a vision model: what takes them is loaded then."""
+        started = time.monotonic()
+        terms = _terms(contract.model, request.parameters, limit)
+        wanted_outputs(contract, request.outputs, pictures=False)
+        _own_names(contract, request)
+        pool = await self._tensor_pool(contract, terms.timeout)
+        values = await self._off_loop(partial(self._values, request))
+        plan = self._plan(contract, request, pool)
+        left = max(0.0, terms.timeout - (time.monotonic() - started))
+        begun = self._planned(contract, request, plan, values, left)
         return begun if isinstance(begun, InferResponse) else await begun
+
+    async def _tensor_pool(self, contract: Contract, limit: float) -> Pool:
+        """Raises DeadlineExceeded; loading goes on then, for who comes next."""
+        loading = self._loading.get(contract)
+        if loading is None:
+            loading = self._loading[contract] = asyncio.ensure_future(asyncio.to_thread(contract.model.tensor_pool))
+            loading.add_done_callback(partial(self._loaded, contract))
+        try:
+            async with asyncio.timeout(limit):
+                return await asyncio.shield(loading)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"{contract.model.name} takes its own tensors for the first time, and is not loaded yet",
+                hint="ask again in a moment",
+            ) from error
+
+    def _loaded(self, contract: Contract, loading: asyncio.Future[Pool]) -> None:
+        self._loading.pop(contract, None)
+        if not loading.cancelled():
+            loading.exception()  # nobody may be waiting for it any more
 
     def _values(self, request: InferRequest) -> list[NDArray[Any]]:
         return [self._array(tensor) for tensor in request.inputs]
@@ -120,9 +153,7 @@ class Inference:
         """Raises InvalidRequest for all that is wrong with a request but its tensors' values."""
         model, engine = contract.model, pool.engines[0][0]
         wanted = wanted_outputs(contract, request.outputs, pictures=False)
-        names = tuple(contract.input_for(tensor).name for tensor in request.inputs)
-        if len(set(names)) < len(names):
-            raise InvalidRequest(f"input {_twice(names)[:80]!r} is there twice", hint="send each once")
+        names = _own_names(contract, request)
         shapes = {name: tensor.shape for name, tensor in zip(names, request.inputs, strict=True)}
         rows = contract.checked(shapes, batched=engine.batched)
         if not rows and engine.batch_sizes:
@@ -133,6 +164,7 @@ class Inference:
 
     async def _run(self, model: Model, request: InferRequest, plan: Plan, tensors: Tensors, terms: _Terms) -> _Answer:
         pool = plan.pool
+        pool.check_room(plan.pieces)
         finish = _with_results(plan.finish, model, request, tensors) if plan.with_results else plan.finish
         batched = pool.engines[0][0].batched
         jobs = [_tensor_job(piece, terms, batched=batched) for piece in _pieces(tensors, plan)]
@@ -155,6 +187,7 @@ class Inference:
             others = ", ".join(repr(other.name) for other in request.inputs if other is not tensor)
             raise InvalidRequest(f"with pictures, {others} is made by the server", hint=f"send {tensor.name!r} alone")
         wanted = wanted_outputs(contract, request.outputs, pictures=True)
+        model.pool.check_room(_picture_count(tensor))
         finish = partial(_finish_picture, model.family, wanted, _options(model, request.parameters))
         jobs = [
             self._service.picture_job(model, picture, finish, priority=terms.priority)
@@ -204,7 +237,7 @@ class Inference:
             data = self._memory.read(place.region, place.offset, place.size)
         return from_buffer(tensor.name, tensor.datatype, tensor.shape, data)
 
-    async def _off_loop(self, work: Callable[[], Outputs]) -> Outputs:
+    async def _off_loop(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._service.stages, work)
 
 
@@ -226,8 +259,30 @@ async def _response(model: Model, request: InferRequest, answer: Awaitable[_Answ
     return InferResponse(model.name, model.version, outputs, request.id, stages=stages)
 
 
-def _twice(names: Sequence[str]) -> str:
-    return next(name for name in names if names.count(name) > 1)
+def _own_names(contract: Contract, request: InferRequest) -> tuple[str, ...]:
+    """The model's names of a request's inputs. Raises InvalidRequest for one unknown, of a wrong type, or there twice."""
+    names = tuple(contract.input_for(tensor).name for tensor in request.inputs)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"input {twice[:80]!r} is there twice", hint="send each once")
+    return names
+
+
+def _takes_long(request: InferRequest) -> bool:
+    """Whether reading its values would hold up others: strings are taken apart one by one."""
+    return any(
+        tensor.datatype == BYTES
+        and not isinstance(tensor.data, np.ndarray)
+        and (tensor.data is None or len(tensor.data) > _LARGE)
+        for tensor in request.inputs
+    )
+
+
+def _picture_count(tensor: InputTensor) -> int:
+    """How many pictures there are if the shape is right; that it is will be seen where they are read."""
+    if tensor.datatype == BYTES:
+        return prod(tensor.shape)
+    return tensor.shape[0] if len(tensor.shape) == 4 else 1
 
 
 def _with_results(

@@ -14,6 +14,7 @@ from visionpool_server.api.kserve.datatypes import BYTES, join_bytes, to_buffer
 from visionpool_server.api.kserve.messages import NO_PARAMETERS, OutputTensor, Parameters, RequestedOutput
 
 _MAX_CLASSES = 1_000_000
+_LONGEST_NAME = 255  # of a region
 
 
 class Regions(Protocol):
@@ -62,7 +63,7 @@ def _wanted(contract: Contract, output: RequestedOutput) -> Wanted:
     datatype = _datatype(contract, own)
     classes = output.parameters.get("classification", 0)
     if type(classes) is not int or not 0 <= classes <= _MAX_CLASSES:
-        raise InvalidRequest(f"output {output.name!r}: classification is a count of classes, not {classes!r}")
+        raise InvalidRequest(f"output {output.name!r}: classification is a count of classes, not {str(classes)[:40]}")
     if classes and datatype == BYTES:
         raise InvalidRequest(f"output {output.name!r}: classification is for numbers, and it is {datatype}")
     place = place_of(output.name, output.parameters)
@@ -77,9 +78,16 @@ def place_of(name: str, parameters: Parameters) -> Place | None:
         return None
     region = parameters["shared_memory_region"]
     size, offset = parameters.get("shared_memory_byte_size"), parameters.get("shared_memory_offset", 0)
-    if not isinstance(region, str) or type(size) is not int or type(offset) is not int or size < 0 or offset < 0:
+    if (
+        not isinstance(region, str)
+        or len(region) > _LONGEST_NAME
+        or type(size) is not int
+        or type(offset) is not int
+        or size < 0
+        or offset < 0
+    ):
         raise InvalidRequest(
-            f"tensor {name!r}: shared memory takes shared_memory_region, shared_memory_byte_size and shared_memory_offset",
+            f"tensor {name[:80]!r}: shared memory takes shared_memory_region, shared_memory_byte_size and shared_memory_offset",
             hint="a name and two counts of bytes",
         )
     return Place(region, offset, size)

@@ -5,16 +5,17 @@ A form is everything that a request says but the values of its tensors, its id a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
-from visionpool_server.api.kserve.messages import InferRequest, OutputTensor
+from visionpool_server.api.kserve.messages import InferRequest, OutputTensor, Parameters
 from visionpool_server.batching import Tensors
 from visionpool_server.pool import Pool
 
 Outputs = list[OutputTensor]
 Form = tuple[object, ...]
 
+_READ = ("classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")  # by `outputs`
 _MOST = 256  # of one model: whoever sends ever new shapes has each checked anew
 
 
@@ -32,9 +33,12 @@ class Plan(NamedTuple):
     with_results: bool
 
     @property
+    def pieces(self) -> int:
+        return -(-self.rows // self.piece_rows) if self.piece_rows and self.rows else 1
+
+    @property
     def whole(self) -> bool:
-        """Whether it runs in one piece."""
-        return self.piece_rows is None or self.rows <= self.piece_rows
+        return self.pieces == 1
 
 
 class Plans:
@@ -56,9 +60,10 @@ def form_of(request: InferRequest) -> Form:
     return (
         *[tensor[:3] for tensor in request.inputs],  # name, datatype, shape
         None,
-        *[(name, *_items(parameters)) if parameters else name for name, parameters in request.outputs],
+        *[(name, *_read(parameters)) if parameters else name for name, parameters in request.outputs],
     )
 
 
-def _items(parameters: Mapping[str, object]) -> tuple[object, ...]:
-    return tuple(parameters.items())
+def _read(parameters: Parameters) -> tuple[object, ...]:
+    """Those that matter. 1 and true are equal, and not the same."""
+    return tuple([(type(parameters[name]), parameters[name]) if name in parameters else None for name in _READ])
