@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from visionpool.errors import DeadlineExceeded, InvalidImage, InvalidOption, TooLarge
+from visionpool.errors import DeadlineExceeded, InvalidImage, InvalidOption, TooLarge, Unavailable
 from visionpool.results import ClassifyResult
 from visionpool_server.app import offline
-from visionpool_server.backends.fake import FakeEngine
+from visionpool_server.backends.fake import FakeContext, FakeEngine
 from visionpool_server.families import Options
 from visionpool_server.imaging.decode import decode
 from visionpool_server.models.loader import Defaults, Model
@@ -96,6 +97,39 @@ def test_a_caller_who_leaves_while_its_picture_is_decoded_costs_no_inference(ser
     asyncio.run(leave())
     asyncio.run(service.predict(model, picture(RED, LARGE)))  # decoded after the other: the stages take turns
     assert batches(model) == [1]
+
+
+def test_who_leaves_is_counted_as_not_answered(service: Service, model: Model) -> None:
+    async def leave() -> None:
+        call = asyncio.ensure_future(service.predict(model, picture(RED, LARGE)))
+        await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    asyncio.run(leave())
+    seen = model.pool.statistics.snapshot()
+    assert (seen.fail.count, seen.success.count) == (1, 0)
+
+
+def test_of_one_failure_each_caller_reads_its_own_words(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Unavailable("the far server is gone")
+
+    def infer(*_: object) -> None:
+        raise gone
+
+    monkeypatch.setattr(FakeContext, "infer", infer)
+
+    async def ask() -> list[object]:
+        calls = [service.predict_many(model, [picture(RED)] * count) for count in (2, 3, 1)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    said = [str(error) for error in asyncio.run(ask())]
+    assert said[2] == "the far server is gone"
+    for text, count in zip(said, (2, 3), strict=False):
+        assert re.fullmatch(rf"picture \d of {count}: the far server is gone", text)
 
 
 def test_a_deadline_that_passes_gives_up_the_place(service: Service, model: Model) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
-from visionpool.errors import TooLarge
+from visionpool.errors import InvalidRequest
 
 from visionpool_server.statistics import Stages
 
@@ -21,9 +21,11 @@ MOST_TENSORS = 1024  # inputs or outputs of one request
 
 
 def check_counts(inputs: int, outputs: int) -> None:
-    """Raises TooLarge: no model has as many, and every one costs something to read."""
+    """Raises InvalidRequest: no model has as many, and every one costs something to read."""
     if max(inputs, outputs) > MOST_TENSORS:
-        raise TooLarge(f"{inputs} inputs and {outputs} outputs in one request, at most {MOST_TENSORS} of each are read")
+        raise InvalidRequest(
+            f"{inputs} inputs and {outputs} outputs in one request, at most {MOST_TENSORS} of each are read"
+        )
 
 
 class InputTensor(NamedTuple):

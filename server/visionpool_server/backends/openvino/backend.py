@@ -13,6 +13,7 @@ from visionpool_server.backends.openvino.engine import OpenVinoEngine
 from visionpool_server.backends.openvino.files import Names, read_model, signature_of
 from visionpool_server.backends.openvino.first_run import QUICK, run_once, seconds
 from visionpool_server.backends.openvino.shapes import first_dimension, plan, shaped
+from visionpool_server.backends.openvino.work import follows_from_shapes
 
 
 class OpenVinoBackend:
@@ -43,8 +44,11 @@ class OpenVinoBackend:
 def _take_inline(
     engine: OpenVinoEngine, models: Mapping[int | None, ov.Model], options: LoadOptions, example: Tensors
 ) -> None:
-    """Compiles a very small model for one thread as well, if that pays: see `Compiled`."""
-    if seconds(engine, example) > 4 * QUICK:
+    """Compiles a very small model for one thread as well, if that pays: see `Compiled`.
+
+    What takes long for other values than the example's is no such model: the thread that asks may be the event loop's.
+    """
+    if seconds(engine, example) > 4 * QUICK or not all(map(follows_from_shapes, models.values())):
         return
     compiled = {size: compile_model(model, options, ONE_THREAD) for size, model in models.items()}
     engine.add_inline(compiled, 4 * sum(array.nbytes for array in example.values()))
