@@ -11,8 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
+import httpx
 import pytest
 import yaml
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from visionpool.errors import InvalidModel, InvalidRequest, ModelNotFound, Unavailable, Unimplemented
 from visionpool.results import Result
 from visionpool_server.api.kserve.catalog import Catalog
@@ -21,7 +25,7 @@ from visionpool_server.models.loader import Defaults
 from visionpool_server.models.repository import Repository
 from visionpool_server.service import Service
 
-from tests.real_server import picture, write_model
+from tests.real_server import Server, picture, write_model
 
 BOUND = 30.0  # seconds that anything here may take at most
 BLUE = picture((0, 0, 200))
@@ -380,3 +384,34 @@ def test_a_file_and_a_folder_are_both_listed(tmp_path: Path) -> None:
     listing = Catalog([tmp_path / "one", other, tmp_path / "nowhere"]).scan()
     assert sorted(listing.models) == ["one", "two"]
     assert len(listing.broken) == 1
+
+
+def test_there_is_no_repository_to_choose_over_either_transport(shared_server: Server) -> None:
+    with grpc.insecure_channel(shared_server.grpc) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        calls = {
+            "index": lambda: stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="other")),
+            "models/colours/load": lambda: stub.RepositoryModelLoad(
+                pb.RepositoryModelLoadRequest(repository_name="other", model_name="colours")
+            ),
+            "models/colours/unload": lambda: stub.RepositoryModelUnload(
+                pb.RepositoryModelUnloadRequest(repository_name="other", model_name="colours")
+            ),
+        }
+        for path, call in calls.items():
+            answer = httpx.post(f"{shared_server.url}/v2/repository/other/{path}")
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert (answer.status_code, caught.value.code()) == (501, grpc.StatusCode.UNIMPLEMENTED)
+            assert answer.json()["error"] == caught.value.details()
+            assert "'other'" in answer.json()["error"]
+        assert [one.name for one in stub.RepositoryIndex(pb.RepositoryIndexRequest()).models] == ["colours"]
+
+
+def test_the_servers_metadata_are_there_with_and_without_a_slash(shared_server: Server) -> None:
+    with httpx.Client(base_url=shared_server.url) as http:
+        answers = [http.get(path) for path in ("/v2", "/v2/")]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].json() == answers[1].json()
+        assert http.post("/v2/").status_code == 405
+        assert "/v2/" not in http.get("/openapi.json").json()["paths"]

@@ -22,6 +22,8 @@ from visionpool_server.models.loader import Defaults, Model
 from visionpool_server.models.repository import Repository, load_all, locate
 from visionpool_server.statistics import Stages
 
+from tests import tiny_models
+from tests.kserve_models import write_yaml
 from tests.real_server import write_model
 
 BOUND = 30.0  # seconds that anything here may take at most
@@ -201,6 +203,77 @@ def test_a_model_without_a_batch_dimension_shows_its_shapes_whole() -> None:
     assert not config.HasField("dynamic_batching")
     assert [list(t.dims) for t in (*config.input, *config.output)] == [[1, -1, 4], [5]]
     assert config.input[0].format == mc.ModelInput.FORMAT_NONE
+
+
+def config_shapes(model: Model) -> list[list[int]]:
+    config = config_of(model)
+    return [list(port.dims) for port in (*config.input, *config.output)]
+
+
+def shown_shapes(model: Model) -> list[list[int]]:
+    said = description.model_metadata(model)
+    return [list(tensor.shape) for tensor in (*said.inputs, *said.outputs)]
+
+
+def test_a_model_that_joins_nothing_and_takes_any_rows_says_both(tmp_path: Path) -> None:
+    with loaded(tiny_models.two_by_two(tmp_path / "pairs.onnx")) as model:
+        assert (config_of(model).max_batch_size, config_shapes(model)) == (1, [[4]] * 4)
+        assert shown_shapes(model) == [[-1, 4]] * 4
+        assert description.model_properties(model)["request_rows"] == "any"
+
+
+@pytest.mark.parametrize("batching", [{}, {"max_batch_size": 4}])
+def test_dimensions_are_whole_where_a_tensor_has_the_batch_alone(batching: dict[str, int], tmp_path: Path) -> None:
+    tiny_models.plain(tmp_path / "line" / "m.onnx", shape=["n"], op="Relu")
+    write_yaml(tmp_path / "line", batching=batching)
+    with loaded(tmp_path / "line") as model:
+        assert (config_of(model).max_batch_size, config_shapes(model)) == (0, [[-1], [-1]])
+        assert shown_shapes(model) == [[-1], [-1]]
+        assert description.model_properties(model)["request_rows"] == "any"
+
+
+def test_a_vision_model_whose_file_fixes_one_row_shows_one(tmp_path: Path) -> None:
+    path = tiny_models.yolov8(tmp_path / "m.onnx", batch=1, metadata={"names": "{0: 'a', 1: 'b', 2: 'c'}"})
+    with loaded(path) as model:
+        assert (config_of(model).max_batch_size, config_shapes(model)) == (1, [[3, 64, 64], [7, 64]])
+        assert shown_shapes(model) == [[1, 3, 64, 64], [1, 7, 64]]
+        assert "request_rows" not in description.model_properties(model)
+
+
+def test_a_vision_model_that_fixes_more_rows_says_that_they_come_whole(tmp_path: Path) -> None:
+    tiny_models.classifier(tmp_path / "m" / "m.onnx", batch=4)
+    write_yaml(tmp_path / "m", task="classification", preprocess=[{"resize": [32, 32]}])
+    with loaded(tmp_path / "m", "onnxruntime") as model:
+        assert (config_of(model).max_batch_size, config_shapes(model)) == (0, [[4, 3, 32, 32], [4, 5]])
+        assert shown_shapes(model) == [[4, 3, 32, 32], [4, 5]]
+
+
+def test_rows_of_objects_are_no_batch(tmp_path: Path) -> None:
+    tiny_models.paddle_detector(tmp_path / "m" / "m.onnx")
+    write_yaml(tmp_path / "m", family="paddle_detection", preprocess=[{"resize": [64, 64]}])
+    with loaded(tmp_path / "m") as model:
+        shapes = [[-1, 3, 64, 64], [-1, 2], [-1, 6], [-1]]
+        assert (config_of(model).max_batch_size, config_shapes(model), shown_shapes(model)) == (0, shapes, shapes)
+
+
+@pytest.mark.parametrize("name", ["yolov5n", "yolov8n", "picodet_s_320", "picodet_s_320_paddle", "squeezenet"])
+def test_real_files_say_which_own_tensors_they_take(testdata: Path, name: str) -> None:
+    with loaded(testdata / "models" / name) as model:
+        shapes = [[1 if size < 0 else size for size in shape] for shape in shown_shapes(model)[:2]]
+        shapes = shapes[: len(model.signature.inputs)]
+        engine, _ = model.tensor_pool().engines[0]
+        feeds = {
+            spec.name: np.ones(shape, spec.dtype) for spec, shape in zip(model.signature.inputs, shapes, strict=True)
+        }
+        outputs = engine.clone().infer(feeds)
+        for value, (_, *shape) in zip(outputs.values(), shown_shapes(model)[len(shapes) :], strict=True):
+            assert [size for size in shape if size >= 0] == [
+                got for size, got in zip(shape, value.shape[1:], strict=True) if size >= 0
+            ]
+        takes_more = shown_shapes(model)[0][0] == -1
+        if config_of(model).max_batch_size:
+            assert {len(value) for value in outputs.values()} == {1}
+            assert takes_more is engine.batched
 
 
 @pytest.mark.parametrize("shape", [(), None])

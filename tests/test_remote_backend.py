@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from visionpool.errors import (
     DeadlineExceeded,
     InferenceFailed,
     InvalidModel,
+    InvalidRequest,
     QueueFull,
     ServiceError,
     SetupError,
@@ -34,8 +35,9 @@ from visionpool_server.backends import ImageInput, LoadOptions, Source, TensorSp
 from visionpool_server.backends.remote import RemoteBackend, RemoteEngine
 from visionpool_server.imaging.recipe import Arithmetic
 
-from tests import kserve_stub
+from tests import kserve_stub, tiny_models
 from tests.kserve_stub import FarModel, KServeStub, echo, means
+from tests.real_server import serving
 
 SIDE = 12
 PLAIN = ImageInput("x", "NCHW", Arithmetic(1.0), (SIDE, SIDE))
@@ -234,7 +236,9 @@ def test_what_the_far_server_says_becomes_the_signature(start: Start) -> None:
         (means(0), {"max_batch_size": 16}, (True, (), 16)),
         (means(None, batch=1), {}, (True, (1,), 1)),
         (means(None, batch=4), {"max_batch_size": 4}, (True, (4,), 4)),
-        (means(None), {"image": None}, (True, (), 1)),
+        (means(None), {"image": None}, (False, (), 1)),  # any size goes, and nobody says that it is a batch
+        (means(None), {"image": None, "max_batch_size": 16}, (True, (), 16)),
+        (means(0), {"image": None}, (False, (), 1)),
         (means(8), {"image": None}, (True, (), 8)),
         (means(None, batch=4), {"image": None}, (False, (), 1)),
     ],
@@ -492,6 +496,19 @@ def test_each_status_has_its_error_and_what_it_says_stays_in_the_log(
     assert np.allclose(context.infer({"x": pictures()})["means"], averages(pictures()), atol=1e-3)
 
 
+def test_what_the_far_server_refuses_of_a_callers_own_tensors_is_the_callers_fault(
+    start: Start, load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = start(echo("FP32"))
+    context = load(stub, None).clone()
+    with pytest.raises(InvalidRequest, match=f"model 'far' at {stub.url} does not take these tensors") as caught:
+        context.infer({"x": np.zeros((2, 2, 2), np.float32)})
+    assert "secret" not in str(caught.value)
+    assert caught.value.__suppress_context__
+    assert "secret" in caplog.text
+    assert context.infer({"x": np.zeros((2, 2), np.float32)})["same"].shape == (2, 2)
+
+
 def test_a_model_that_hangs_ends_with_a_deadline(start: Start, load: Load) -> None:
     stub = start()
     context = load(stub, options={"timeout_ms": 300}).clone()
@@ -569,7 +586,7 @@ def test_one_failing_caller_does_not_touch_the_others(start: Start, load: Load) 
         array = np.full((2, 3), index, np.float64 if index % 4 == 0 else np.float32)
         try:
             return bool(np.all(engine.clone().infer({"x": array})["same"] == index))
-        except InferenceFailed:
+        except InvalidRequest:
             return array.dtype == np.float64
 
     with ThreadPoolExecutor(8) as threads:
@@ -672,6 +689,75 @@ def test_rows_are_counted_where_a_batch_may_be_split_by_them(start: Start, load:
     assert load(stub, None).clone().infer({"x": array})["y"].shape == (6, 2)
     with pytest.raises(InferenceFailed, match=r"shape \[6, 2\], expected is \[2, 2\]"):
         load(stub, None, max_batch_size=8).clone().infer({"x": array})
+
+
+# visionpool as the far server
+
+
+@pytest.fixture(scope="module")
+def visionpool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address."""
+    folder = tmp_path_factory.mktemp("far")
+    tiny_models.two_by_two(folder / "rows" / "m.onnx")
+    tiny_models.two_by_two(folder / "fours" / "m.onnx")
+    (folder / "fours" / "model.yaml").write_text("batching: {max_batch_size: 4}")
+    tiny_models.plain(folder / "line" / "m.onnx", shape=["n"], op="Relu")
+    graph = tiny_models.Graph()
+    graph.add("MatMul", graph.input("a", ["n", "k"]), graph.input("b", ["also k", "m"]), output="y")
+    graph.output("y", ["n", "m"])
+    graph.save(folder / "product" / "m.onnx")
+    tiny_models.paddle_detector(folder / "boxes" / "m.onnx")
+    (folder / "boxes" / "model.yaml").write_text(
+        "{family: paddle_detection, labels: [a, b, c], preprocess: [{resize: [64, 64]}]}"
+    )
+    with serving(folder) as server:
+        yield f"grpc://{server.grpc}"
+
+
+@contextmanager
+def far(url: str, model: str, **options: Any) -> Iterator[RemoteEngine]:
+    engine = RemoteBackend().load(Source(url=url, model=model), LoadOptions(**options))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(("model", "joined"), [("rows", 1), ("fours", 4)])
+def test_rows_are_as_many_as_the_far_visionpool_takes_in_a_request(model: str, joined: int, visionpool: str) -> None:
+    a = np.arange(36, dtype=np.float32).reshape(9, 4)
+    with far(visionpool, model) as engine:
+        assert (engine.batched, engine.max_batch_size) == (True, joined)
+        assert engine.clone().infer({"a": a, "b": a})["total"].tolist() == (a + a).tolist()
+    with far(visionpool, model, max_batch_size=16) as engine:
+        assert (engine.batched, engine.max_batch_size) == (True, 16)
+
+
+def test_tensors_of_one_dimension_come_whole(visionpool: str) -> None:
+    with far(visionpool, "line") as engine:
+        assert not engine.batched
+        answer = engine.clone().infer({"x": np.arange(-4, 4, dtype=np.float32)})["y"]
+        assert answer.tolist() == [0, 0, 0, 0, 0, 1, 2, 3]
+
+
+def test_independent_first_dimensions_stay_independent(visionpool: str) -> None:
+    a, b = np.ones((2, 3), np.float32), np.ones((3, 5), np.float32)
+    with far(visionpool, "product") as engine:
+        assert not engine.batched
+        context = engine.clone()
+        assert context.infer({"a": a, "b": b})["y"].tolist() == (a @ b).tolist()
+        with pytest.raises(InvalidRequest, match=r"'product' at .* does not take these tensors"):
+            context.infer({"a": a[:, :, None], "b": b})
+
+
+def test_outputs_that_have_rows_of_their_own_are_not_held_against_the_batch(visionpool: str) -> None:
+    image = ImageInput("image", "NCHW", Arithmetic(), (64, 64))
+    with far(visionpool, "boxes", image=image) as engine:
+        seen = engine.clone().infer(
+            {"image": tiny_models.picture(64, 64)[None], "scale_factor": np.ones((1, 2), np.float32)}
+        )
+        assert seen["counts"].tolist() == [len(seen["rows"])]
+        assert len(seen["rows"]) > 1
 
 
 # Limits, keys, TLS

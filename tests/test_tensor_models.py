@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +23,7 @@ import openvino.opset13 as ops
 import pytest
 import yaml
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from visionpool.errors import InvalidModel, InvalidRequest, ModelNotFound, Unavailable
 from visionpool_server.backends import (
     BACKENDS,
@@ -285,6 +285,26 @@ def shared_rows(path: Path) -> Path:
     return graph.save(path)
 
 
+def product(path: Path) -> Path:
+    """The rows of `b` are `a`'s columns: their first dimensions say nothing of each other."""
+    graph = Graph()
+    graph.add("MatMul", graph.input("a", ["n", "k"]), graph.input("b", ["also k", "m"]), output="y")
+    graph.output("y", ["n", "m"])
+    return graph.save(path)
+
+
+def side_by_side(path: Path, names: Sequence[Any] = ("n", "n", "m")) -> Path:
+    """`a` + `b`, and `c` beside them, which may have rows of its own. `names` of their first dimensions."""
+    graph = Graph()
+    for name, first in zip("abc", names, strict=True):
+        graph.input(name, [first, 3])
+    graph.add("Add", "a", "b", output="total")
+    graph.add("Relu", "c", output="positive")
+    graph.output("total", [names[0], 3])
+    graph.output("positive", [names[2], 3])
+    return graph.save(path)
+
+
 def summed(path: Path) -> Path:
     graph = Graph()
     graph.add("ReduceSum", graph.input("x", ["n", 3]), graph.constant([0], np.int64), output="y")
@@ -303,6 +323,9 @@ BATCHED: dict[str, tuple[Callable[[Path], Path], bool]] = {
     "fixed": (lambda path: plain(path, shape=[4, 3], op="Relu"), False),
     "the sum of all": (summed, False),
     "all against all": (shared_rows, False),
+    "a matrix product": (product, False),
+    "one beside two": (side_by_side, False),
+    "one beside two, without names": (lambda path: side_by_side(path, (None, None, None)), False),
 }
 
 
@@ -312,6 +335,24 @@ def test_whether_the_first_dimension_is_a_batch(kind: str, backend: str, tmp_pat
     build, batched = BATCHED[kind]
     engine = load(build(tmp_path / "m.onnx"), backend)
     assert (engine.batched, engine.batch_sizes, engine.max_batch_size) == (batched, (), 1)
+
+
+@every_backend
+def test_inputs_whose_first_dimensions_are_independent_come_as_they_are(backend: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    a, b, c = (random.normal(size=shape).astype(np.float32) for shape in ((2, 3), (3, 2), (5, 3)))
+    engine = load(product(tmp_path / "product.onnx"), backend)
+    assert np.allclose(engine.clone().infer({"a": a, "b": b})["y"], a @ b, atol=1e-6)
+    outputs = load(side_by_side(tmp_path / "m.onnx"), backend).clone().infer({"a": a, "b": a, "c": c})
+    assert same(outputs["total"], a + a)
+    assert same(outputs["positive"], np.maximum(c, 0))
+
+
+@every_backend
+def test_who_asks_for_batches_says_that_first_dimensions_are_one(backend: str, tmp_path: Path) -> None:
+    path = side_by_side(tmp_path / "m.onnx", (None, None, None))
+    for asked in ({"max_batch_size": 1}, {"max_batch_size": 4}, {"batch_sizes": (1, 2)}):
+        assert load(path, backend, **asked).batched
 
 
 @every_backend
@@ -358,6 +399,102 @@ def test_dimensions_that_must_agree_do_not_keep_a_model_from_being_served(backen
     graph.output("y", ["n", 2])
     context = load(graph.save(tmp_path / "m.onnx"), backend).clone()
     assert context.infer({"x": np.ones((3, 7), np.float32)})["y"].shape == (3, 2)
+
+
+# Without a worker
+
+
+def filled(path: Path) -> Path:
+    """As many ones as its input says, added up."""
+    graph = Graph()
+    ones = graph.add("ConstantOfShape", graph.input("dims", [2], TensorProto.INT64))
+    graph.add("ReduceSum", ones, output="y", keepdims=0)
+    graph.output("y", [])
+    return graph.save(path)
+
+
+def repeated(path: Path) -> Path:
+    """`x` doubled as often as `times` says."""
+    flag, count, row = (
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (("go", TensorProto.BOOL, []), ("i", TensorProto.INT64, []), ("v", 1, [4]))
+    )
+    doubled = helper.make_tensor_value_info("doubled", TensorProto.FLOAT, [4])
+    going = helper.make_tensor_value_info("going", TensorProto.BOOL, [])
+    steps = [helper.make_node("Identity", ["go"], ["going"]), helper.make_node("Add", ["v", "v"], ["doubled"])]
+    body = helper.make_graph(steps, "body", [count, flag, row], [going, doubled])
+    graph = Graph()
+    times = graph.add("Squeeze", graph.input("times", [1], TensorProto.INT64), graph.constant([0], np.int64))
+    graph.add("Loop", times, graph.constant(True, bool), graph.input("x", [4]), output="y", body=body)
+    graph.output("y", [4])
+    return graph.save(path)
+
+
+def counted(path: Path) -> Path:
+    """How many numbers are not 0: by where they are."""
+    graph = Graph()
+    where = graph.add("NonZero", graph.input("x", ["n", 3]))
+    graph.add("Shape", where, output="y")
+    graph.output("y", [2], TensorProto.INT64)
+    return graph.save(path)
+
+
+def suppressed(path: Path) -> Path:
+    graph = Graph()
+    limits = (graph.constant([10], np.int64), graph.constant([0.5]), graph.constant([0.5]))
+    boxes, scores = graph.input("boxes", [1, 6, 4]), graph.input("scores", [1, 1, 6])
+    graph.add("NonMaxSuppression", boxes, scores, *limits, output="y")
+    graph.output("y", ["kept", 3], TensorProto.INT64)
+    return graph.save(path)
+
+
+def regions(path: Path) -> Path:
+    """As many samples of each region as it is large."""
+    graph = Graph()
+    picture, corners = graph.input("x", [1, 1, 8, 8]), graph.input("regions", [2, 4])
+    graph.add("RoiAlign", picture, corners, graph.constant([0, 0], np.int64), output="y", sampling_ratio=0)
+    graph.output("y", [2, 1, 1, 1])
+    return graph.save(path)
+
+
+def pooled(path: Path, sides: Sequence[Any] = (32, 32)) -> Path:
+    graph = Graph()
+    graph.add("Flatten", graph.add("GlobalAveragePool", graph.input("x", ["n", 3, *sides])), output="y")
+    graph.output("y", ["n", 3])
+    return graph.save(path)
+
+
+def tiled(path: Path) -> Path:
+    graph = Graph()
+    graph.add("Tile", graph.input("x", ["n", 3]), graph.input("times", [2], TensorProto.INT64), output="tiles")
+    graph.add("ReduceSum", "tiles", graph.constant([0, 1], np.int64), output="y", keepdims=0)
+    graph.output("y", [])
+    return graph.save(path)
+
+
+AT_ONCE: dict[str, tuple[Callable[[Path], Path], bool]] = {
+    "pooling": (pooled, True),
+    "two inputs": (two_by_two, True),
+    "rows only": (lambda path: plain(path, shape=["n"], op="Relu"), True),
+    "fixed": (lambda path: plain(path, shape=[4, 3], op="Relu"), True),
+    "as many ones as an input says": (filled, False),
+    "as often as an input says": (repeated, False),
+    "tiles": (tiled, False),
+    "what is not 0": (counted, False),
+    "overlapping boxes": (suppressed, False),
+    "large regions": (regions, False),
+    "dimensions that no byte need count": (lambda path: pooled(path, ("h", "w")), False),  # (0, 3, 10**6, 10**6)
+    "rows without a byte": (lambda path: plain(path, shape=["n", 0], op="Relu"), False),
+}
+
+
+@pytest.mark.parametrize("kind", AT_ONCE)
+def test_only_what_takes_as_long_as_its_bytes_say_needs_no_worker(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visionpool_server.backends.openvino.backend.QUICK", 1.0)  # of any machine
+    build, at_once = AT_ONCE[kind]
+    assert (load(build(tmp_path / "m.onnx")).quick_bytes > 0) is at_once
 
 
 FIRST_USE = """

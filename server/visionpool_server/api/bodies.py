@@ -26,6 +26,8 @@ _HINT = (
     "send the picture itself (curl --data-binary @picture.jpg -H 'Content-Type: image/jpeg'), "
     'a multipart form with image parts, or JSON {"images": [{"base64": ...}]}'
 )
+_SWELL = 8  # times as large as on the wire is what is parsed in memory, about
+_MOST_LISTS = 2**22  # and objects of a JSON body: each takes about ninety bytes in memory, and two on the wire
 _BARE = {"", "application/octet-stream", "application/x-www-form-urlencoded"}  # the last is curl's default
 
 
@@ -48,6 +50,17 @@ class BodyLimits:
         """Raises TooLarge for more pictures than a request may have."""
         if count > self.max_pictures:
             raise TooLarge(f"{count} pictures in one request", hint=f"send at most {self.max_pictures}")
+
+
+def swollen(size: int, budget: ByteBudget) -> int:
+    """What so many bytes of JSON, or of typed values in a message, take in memory besides; what one request may ask at most."""
+    return min(_SWELL * size, budget.limit // 2)
+
+
+def check_json(body: bytes, size: int) -> None:
+    """Raises TooLarge where the first `size` bytes of a body, which are JSON, would fill the memory once they are parsed."""
+    if size > _MOST_LISTS and body.count(b"[", 0, size) + body.count(b"{", 0, size) > _MOST_LISTS:
+        raise TooLarge(f"more than {_MOST_LISTS} lists and objects in one body of JSON", hint="send tensors flat")
 
 
 class JsonPicture(BaseModel):

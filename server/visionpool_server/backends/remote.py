@@ -19,7 +19,8 @@ four callers made 167 and 168 calls a second, against 139 and 168 on one; only e
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -60,7 +61,7 @@ class RemoteBackend:
         try:
             _check_patience(peer.settings, options.hang_timeout)
             until = time.monotonic() + _SETUP_S
-            engine = RemoteEngine(peer, _describe(peer, until), _max_batch_size(peer, until), options)
+            engine = RemoteEngine(peer, _describe(peer, until), _batching(peer, until), options)
             if options.image:
                 engine.try_out()
         except BaseException:
@@ -69,22 +70,33 @@ class RemoteBackend:
         return engine
 
 
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """What the far server's configuration says of batches. `joined`: how many rows it joins at most; 0 where it does not batch,
+    or does not say so. `limit`: how many a request may bring; 0 for any."""
+
+    joined: int
+    limit: int
+
+
 class RemoteEngine:
     on_cpu = False
     quick_bytes = 0
 
-    def __init__(self, peer: Peer, signature: Signature, batch_limit: int, options: LoadOptions) -> None:
-        """`batch_limit`: the far server's; 0 where it does not batch, or does not say so."""
+    def __init__(self, peer: Peer, signature: Signature, batching: Batching, options: LoadOptions) -> None:
         if not options.image:
             refuse_unknown_types(signature)
         self._peer = peer
         self._signature = signature
-        self._batch_limit = batch_limit
+        self._batching = batching
         self._options = options
         self.contexts = options.contexts or _CONTEXTS
         open_batch = all(spec.shape and spec.shape[0] is None for spec in (*signature.inputs, *signature.outputs))
-        if batch_limit or open_batch:
-            self.batched, (self.batch_sizes, self.max_batch_size) = True, _batches(batch_limit, options)
+        asked = options.image or options.max_batch_size or options.batch_sizes
+        if batching.joined or (open_batch and asked):
+            self.batched, (self.batch_sizes, self.max_batch_size) = True, _batches(batching, options)
+        elif open_batch:  # of any size each, but nobody says that they are rows of one batch
+            self.batched, self.batch_sizes, self.max_batch_size = False, (), 1
         else:
             self.batched, (self.batch_sizes, self.max_batch_size) = (
                 bool(options.image),
@@ -92,13 +104,13 @@ class RemoteEngine:
             )
 
     def clone(self) -> RemoteContext:
-        joins = self.batched and self.max_batch_size > 1 and not self._options.image
+        rows_of_requests = self.batched and not self._options.image
         return RemoteContext(
             self._peer,
             self._signature,
             self._options,
-            batch_limit=self._batch_limit,
-            counts_rows=joins or self._batch_limit > 0,
+            batch_limit=self._batching.limit,
+            counts_rows=rows_of_requests or self._batching.joined > 0,
         )
 
     def try_out(self) -> None:
@@ -147,14 +159,16 @@ class RemoteContext:
         self._dtypes = {spec.name: spec.dtype for spec in signature.inputs}
 
     def infer(self, batch: Tensors) -> Tensors:
-        """Raises TooLarge for more rows than the far server takes at once, ServiceError for all that goes wrong there."""
+        """Raises TooLarge for more rows than the far server takes at once, InvalidRequest for tensors of a caller's own that it
+        does not take, ServiceError for all that goes wrong there."""
         feeds = dict(batch)
         if image := self._image:
             dtype = numpy_dtype(self._dtypes[image.name])
             feeds[image.name] = image.arithmetic.apply(batch[image.name], image.layout, dtype)
         rows = self._rows(feeds)
         try:
-            return answer(self._peer.infer(request(self._peer.model, feeds)), self._outputs, rows)
+            response = self._peer.infer(request(self._peer.model, feeds), own_tensors=self._image is None)
+            return answer(response, self._outputs, rows)
         except Mismatch as error:
             raise InferenceFailed(
                 f"model {self._peer.model!r} at {self._peer.url}: {error}",
@@ -195,16 +209,16 @@ def _check_patience(settings: Settings, hang_timeout: float | None) -> None:
         )
 
 
-def _batches(limit: int, options: LoadOptions) -> tuple[tuple[int, ...], int]:
-    """The fixed batch sizes, and the largest one. `limit`: the far server's, 0 where it says none."""
+def _batches(batching: Batching, options: LoadOptions) -> tuple[tuple[int, ...], int]:
+    """The fixed batch sizes, and the largest one."""
     sizes = tuple(sorted(set(options.batch_sizes)))
-    asked = max(sizes or (options.max_batch_size or 0,))
+    asked, limit = max(sizes or (options.max_batch_size or 0,)), batching.limit
     if limit and asked > limit:
         raise InvalidModel(
             f"the far server takes batches of at most {limit}, and model.yaml asks for {asked}",
             hint=f"say batching.max_batch_size: {limit}, or raise max_batch_size in the model's config.pbtxt there",
         )
-    return sizes, asked or limit or 1
+    return sizes, asked or batching.joined or 1
 
 
 def _fixed_batch(signature: Signature, options: LoadOptions) -> tuple[tuple[int, ...], int]:
@@ -240,14 +254,19 @@ def _specs(tensors: Any) -> tuple[TensorSpec, ...]:
     return tuple(map(spec_of, tensors))
 
 
-def _max_batch_size(peer: Peer, until: float) -> int:
-    """What the model's configuration says; 0 from a server that has none: it is Triton's extension."""
+def _batching(peer: Peer, until: float) -> Batching:
+    """What the model's configuration says; nothing where the server has none: it is Triton's extension.
+
+    visionpool's own says in `request_rows` that more rows may come than are joined: Triton takes no more.
+    """
     try:
-        return cast(int, peer.ask("ModelConfig", pb.ModelConfigRequest(name=peer.model), until).config.max_batch_size)
+        config = peer.ask("ModelConfig", pb.ModelConfigRequest(name=peer.model), until).config
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
             peer.report(error)
-        return 0
+        return Batching(0, 0)
+    joined, any_rows = config.max_batch_size, config.parameters["request_rows"].string_value == "any"
+    return Batching(joined, 0 if any_rows else joined)
 
 
 def _ask(peer: Peer, method: str, message: Any, until: float) -> Any:

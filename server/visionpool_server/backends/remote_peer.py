@@ -18,7 +18,15 @@ from urllib.parse import urlsplit
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
-from visionpool.errors import DeadlineExceeded, InferenceFailed, InvalidModel, QueueFull, ServiceError, Unavailable
+from visionpool.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidModel,
+    InvalidRequest,
+    QueueFull,
+    ServiceError,
+    Unavailable,
+)
 
 from visionpool_server.backends import Source
 
@@ -54,12 +62,15 @@ class Peer:
         timeout = max(0.0, until - time.monotonic())
         return getattr(self._stub, method)(request, timeout=timeout, metadata=self.settings.headers)
 
-    def infer(self, request: bytes) -> Any:
-        """The ModelInferResponse to a serialised request. Raises ServiceError."""
+    def infer(self, request: bytes, *, own_tensors: bool) -> Any:
+        """The ModelInferResponse to a serialised request. Raises ServiceError; InvalidRequest where the far server refuses
+        tensors that are a caller's own, and not made here."""
         try:
             return self._infer(request, timeout=self.settings.timeout, metadata=self.settings.headers)
         except grpc.RpcError as error:
             self.report(error)
+            if own_tensors and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                raise self._refusal() from None
             raise self._service_error(error) from None  # the cause would bring the far server's text along
         except ValueError:  # gRPC's way to say that the channel is closed
             raise Unavailable(f"the connection to {self.url} was closed") from None
@@ -72,6 +83,12 @@ class Peer:
     def close(self) -> None:
         """Calls under way end as Unavailable."""
         self._channel.close()
+
+    def _refusal(self) -> InvalidRequest:
+        return InvalidRequest(
+            f"model {self.model!r} at {self.url} does not take these tensors",
+            hint="check their shapes and values against what the model takes; this server's log has what it said",
+        )
 
     def _service_error(self, error: grpc.RpcError) -> ServiceError:
         status, code, where = grpc.StatusCode, error.code(), f"model {self.model!r} at {self.url}"

@@ -2,6 +2,9 @@
 
 The metadata list the model's own tensors and nothing else, as clients that read them expect (Triton's image_client takes one
 input and one output). The further ways in and out of a vision model are in `model_properties`.
+
+A configuration with a `max_batch_size` leaves the batch dimension out of `dims`, and clients put it before them. With 0 the
+`dims` are the whole shapes: of a model without a batch dimension, and of one that has a tensor of nothing else.
 """
 
 from __future__ import annotations
@@ -45,13 +48,14 @@ def server_metadata(*, shared_memory: bool, tracing: bool) -> Any:
 def model_metadata(model: Model) -> Any:
     """The model's own tensors. -1 is a free dimension, the batch among them; a scalar's shape is empty, and so is one of free
     rank."""
-    contract, batched = Contract(model), _max_batch_size(model) > 0
+    contract = Contract(model)
+    any_rows = _takes_any_rows(model, contract)
     return pb.ModelMetadataResponse(
         name=model.name,
         versions=[model.version],
         platform=_platform(model),
-        inputs=[_tensor(port, batched=batched) for port in contract.inputs.values()],
-        outputs=[_tensor(port, batched=batched) for port in contract.outputs.values()],
+        inputs=[_tensor(port, any_rows=any_rows) for port in contract.inputs.values()],
+        outputs=[_tensor(port, any_rows=any_rows) for port in contract.outputs.values()],
     )
 
 
@@ -70,6 +74,8 @@ def model_properties(model: Model) -> dict[str, str]:
         }
         if RESULT not in contract.outputs:
             properties["result_output"] = f"{RESULT}: BYTES, each picture's result as JSON"
+    if _takes_any_rows(model, contract):
+        properties["request_rows"] = "any"
     if model.bundle.aliases:
         properties["aliases"] = json.dumps(dict(model.bundle.aliases))
     return properties
@@ -80,15 +86,23 @@ def model_config(model: Model) -> Any:
 
     A scalar has no dims (Triton's own files say [1] and reshape it); a tensor of free rank has none either.
     """
-    contract, limit = Contract(model), _max_batch_size(model)
+    contract = Contract(model)
+    limit, any_rows = _max_batch_size(model, contract), _takes_any_rows(model, contract)
+
+    def dims(port: Port) -> list[int]:
+        return port.shown(batched=any_rows)[1 if limit else 0 :]
+
     config = mc.ModelConfig(
         name=model.name,
         platform=_platform(model),
         backend=model.pool.placements[0].backend,
         version_policy=mc.ModelVersionPolicy(latest=mc.ModelVersionPolicy.Latest(num_versions=1)),
         max_batch_size=limit,
-        input=[_input(port, contract, batched=limit > 0) for port in contract.inputs.values()],
-        output=[_output(port, batched=limit > 0) for port in contract.outputs.values()],
+        input=[_input(port, contract, dims(port)) for port in contract.inputs.values()],
+        output=[
+            mc.ModelOutput(name=port.name, data_type=_data_type(port), dims=dims(port))
+            for port in contract.outputs.values()
+        ],
         instance_group=[_group(model, i) for i in range(len(model.pool.engines))],
         dynamic_batching=_batching(model) if limit else None,
     )
@@ -102,10 +116,37 @@ def statistics(models: Iterable[Model]) -> Any:
     return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in models])
 
 
-def _max_batch_size(model: Model) -> int:
-    """How many rows are joined at most; 0 where the tensors have no batch dimension."""
-    engines = [engine for engine, _ in model.pool.engines]
-    return max(engine.max_batch_size for engine in engines) if all(engine.batched for engine in engines) else 0
+def _max_batch_size(model: Model, contract: Contract) -> int:
+    """How many rows are joined at most: of pictures, for a vision model. 0 where its own tensors have no batch dimension, or
+    one of them no other, which `dims` could not show."""
+    if not _batched(model) or any(shape is None or len(shape) < 2 for shape in _shapes(contract)):
+        return 0
+    if contract.picture and _firsts(contract) - {None, 1}:
+        return 0  # its file fixes another: pictures fill it up, own tensors come whole
+    return max(engine.max_batch_size for engine, _ in model.pool.engines)
+
+
+def _takes_any_rows(model: Model, contract: Contract) -> bool:
+    """Whether the first dimension of own tensors is a batch, of which a request may bring more than are joined.
+
+    A vision model may do so for pictures alone, which come one by one: where nobody asks for more, its file decides.
+    """
+    if contract.picture is None:
+        return _batched(model)
+    limit = _max_batch_size(model, contract)
+    return limit > 1 or (limit == 1 and _firsts(contract) == {None})
+
+
+def _batched(model: Model) -> bool:
+    return all(engine.batched for engine, _ in model.pool.engines)
+
+
+def _firsts(contract: Contract) -> set[int | None]:
+    return {shape[0] for shape in _shapes(contract) if shape}
+
+
+def _shapes(contract: Contract) -> list[tuple[int | None, ...] | None]:
+    return [port.shape for port in (*contract.inputs.values(), *contract.outputs.values())]
 
 
 def _platform(model: Model) -> str:
@@ -113,13 +154,9 @@ def _platform(model: Model) -> str:
     return _PLATFORMS.get(backend, backend)
 
 
-def _tensor(port: Port, *, batched: bool) -> Any:
-    shape = port.shown(batched=batched)
+def _tensor(port: Port, *, any_rows: bool) -> Any:
+    shape = port.shown(batched=any_rows)
     return pb.ModelMetadataResponse.TensorMetadata(name=port.name, datatype=port.datatype, shape=shape)
-
-
-def _dims(port: Port, *, batched: bool) -> list[int]:
-    return port.shown(batched=batched)[1 if batched else 0 :]
 
 
 def _data_type(port: Port) -> int:
@@ -127,15 +164,11 @@ def _data_type(port: Port) -> int:
     return number
 
 
-def _input(port: Port, contract: Contract, *, batched: bool) -> Any:
-    made = mc.ModelInput(name=port.name, data_type=_data_type(port), dims=_dims(port, batched=batched))
+def _input(port: Port, contract: Contract, dims: list[int]) -> Any:
+    made = mc.ModelInput(name=port.name, data_type=_data_type(port), dims=dims)
     if port.name == contract.picture and port.shape is not None:
         made.format = mc.ModelInput.Format.Value(f"FORMAT_{picture_shape(port.shape).layout}")
     return made
-
-
-def _output(port: Port, *, batched: bool) -> Any:
-    return mc.ModelOutput(name=port.name, data_type=_data_type(port), dims=_dims(port, batched=batched))
 
 
 def _batching(model: Model) -> Any:

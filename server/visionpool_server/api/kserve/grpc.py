@@ -13,6 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from visionpool.errors import Unimplemented, VisionpoolError
 
+from visionpool_server.api.bodies import swollen
 from visionpool_server.api.budget import ByteBudget, Held
 from visionpool_server.api.grpc_errors import Context, answered, unforeseen
 from visionpool_server.api.grpc_messages import parsed
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _IN_FLIGHT = 64  # of one stream: enough to fill batches, and a bound on what is held
 _LARGE = 2**15  # bytes of anything but raw tensors that are read elsewhere than on the event loop
-_SWELL = 8  # times as large as on the wire are typed values in memory, about
 _ASKS_FINAL, _IS_FINAL = "triton_enable_empty_final_response", "triton_final_response"
 _NO_CUDA = "CUDA shared memory is not served yet"
 
@@ -62,7 +62,7 @@ class KserveGrpc:
             "LogSettings": lambda q: self._kserve.logging.update(read_parameters(q.settings)),
         }
         methods: dict[str, Any] = {
-            name: grpc.unary_unary_rpc_method_handler(_unary(name, call)) for name, call in plain.items()
+            name: grpc.unary_unary_rpc_method_handler(_unary(name, call, self._budget)) for name, call in plain.items()
         }
         methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
@@ -75,11 +75,11 @@ class KserveGrpc:
             return written_response(await self._inferred(request, context)).SerializeToString()  # type: ignore[no-any-return]  # untyped messages
 
     async def _read(self, opened: _Opened, held: Held) -> InferRequest:
-        swollen = min(_SWELL * opened.growing, self._budget.limit // 2) if opened.growing > _LARGE else 0
-        held.take(opened.size + swollen)
-        if swollen:
-            return await asyncio.to_thread(read_request, opened.message)
-        return read_request(opened.message)
+        held.take(opened.size)
+        if opened.growing <= _LARGE:
+            return read_request(opened.message)
+        held.take(swollen(opened.growing, self._budget))
+        return await asyncio.to_thread(read_request, opened.message)
 
     async def _inferred(self, request: InferRequest, context: Context) -> InferResponse:
         begun = self._kserve.begin(request, context.time_remaining())
@@ -136,12 +136,15 @@ class KserveGrpc:
         return pb.SystemSharedMemoryUnregisterResponse()
 
 
-def _unary(name: str, call: Callable[[Any], Any]) -> Any:
+def _unary(name: str, call: Callable[[Any], Any], budget: ByteBudget) -> Any:
     kind = pb.__dict__[f"{name}Request"]
 
     async def handle(_: None, raw: bytes, context: Context) -> bytes:  # noqa: ARG001  a handler's signature
-        answer = call(parsed(kind, raw))
-        message = await answer if isawaitable(answer) else answer
+        with budget.hold() as held:
+            if len(raw) > _LARGE:
+                held.take(swollen(len(raw), budget))
+            answer = call(parsed(kind, raw))
+            message = await answer if isawaitable(answer) else answer
         return message.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
 
     handle.__qualname__ = name

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from visionpool.errors import InvalidRequest, Unavailable, Unimplemented
 
-from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.bodies import BodyLimits, check_json, swollen
 from visionpool_server.api.kserve import http_schemas as schemas
 from visionpool_server.api.kserve.compression import read_decoded
 from visionpool_server.api.kserve.control import check_repository
@@ -192,6 +192,8 @@ class KserveApi:
         with self.limits.budget.hold() as held:
             body = await read_decoded(request.receive, dict(request.scope["headers"]), self.limits, held)
             if len(body) > _LARGE:
+                check_json(body, len(body))
+                held.take(swollen(len(body), self.limits.budget))
                 return await asyncio.to_thread(loads_object, body)
             return loads_object(body) if body else {}
 

@@ -90,18 +90,18 @@ class OnnxRuntimeEngine:
         return any(None in (spec.shape or ()) for spec in self._inputs)
 
     def example(self) -> Tensors:
-        """Zeros that the engine takes."""
-        tensors = {}
+        """Zeros that the engine takes: of pictures, the smallest batch."""
+        tensors, count = {}, (self.batch_sizes or (1,))[0]
         for spec in self._inputs:
             image, known = self._options.image, known_shape(spec, self._options)
             if image and image.name == spec.name:
                 rows = 2 if image.layout == "NCHW" else 1
                 height, width = image.size or (known[rows] or 32, known[rows + 1] or 32)
                 channels = len(image.arithmetic.mean)
-                tensors[spec.name] = np.zeros((1, height, width, channels), np.uint8)
+                tensors[spec.name] = np.zeros((count, height, width, channels), np.uint8)
             else:
                 shape = [size_or(size, 1) for size in known]
-                tensors[spec.name] = zeros([1, *shape[1:]] if image else shape, spec.dtype)
+                tensors[spec.name] = zeros([count, *shape[1:]] if image else shape, spec.dtype)
         return tensors
 
     def describe(self) -> Placement:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnxruntime as ort
 from visionpool.errors import InvalidModel
 
@@ -40,21 +42,42 @@ def _joins(session: ort.InferenceSession, options: LoadOptions) -> bool:
         return False
     if len(firsts) == 1 and isinstance(symbol := next(iter(firsts)), str):
         return not any(symbol in shape[1:] for shape in shapes)
-    return _gives_rows(session, options, 2)
+    return _gives_rows(session, options, 2) and (_asked(options) or not _some_stand_alone(session, options))
+
+
+def _asked(options: LoadOptions) -> bool:
+    return bool(options.max_batch_size or options.batch_sizes)
+
+
+def _some_stand_alone(session: ort.InferenceSession, options: LoadOptions) -> bool:
+    """Whether an input's first dimension may be another than that of the others, which then is no batch.
+
+    By 2 and 3, since 1 would be taken for any size where inputs are added, say.
+    """
+    names = [spec.name for spec in inputs_of(session)]
+    if len(names) < 2:
+        return False
+    return any(_tried(session, options, {name: 3 if name == lone else 2 for name in names}) for lone in names)
 
 
 def _gives_rows(session: ort.InferenceSession, options: LoadOptions, rows: int) -> bool:
     """Whether so many rows in give as many out of each output, and change nothing else of its shape."""
-    context = OnnxRuntimeContext(session, options)
-    shapes = []
-    for count in (rows, rows + 5):
-        feeds = {}
-        for spec in inputs_of(session):
-            shape = [size_or(size, 1) for size in known_shape(spec, options)]
-            feeds[spec.name] = zeros([count, *shape[1:]], spec.dtype)
-        try:
-            shapes.append([value.shape for value in context.infer(feeds).values()])
-        except Exception:  # its exceptions have no base class
-            return False
-    small, large = shapes
+    names = [spec.name for spec in inputs_of(session)]
+    small, large = (_tried(session, options, dict.fromkeys(names, count)) for count in (rows, rows + 5))
+    if small is None or large is None:
+        return False
     return all(a == (rows, *b[1:]) and b[:1] == (rows + 5,) for a, b in zip(small, large, strict=True))
+
+
+def _tried(
+    session: ort.InferenceSession, options: LoadOptions, rows: Mapping[str, int]
+) -> list[tuple[int, ...]] | None:
+    """The shapes of the outputs where each input has so many `rows`, of zeros; None where the model fails on them."""
+    feeds = {}
+    for spec in inputs_of(session):
+        shape = [size_or(size, 1) for size in known_shape(spec, options)]
+        feeds[spec.name] = zeros([rows[spec.name], *shape[1:]], spec.dtype)
+    try:
+        return [value.shape for value in OnnxRuntimeContext(session, options).infer(feeds).values()]
+    except Exception:  # its exceptions have no base class
+        return None

@@ -41,6 +41,10 @@ def _plan_plain(model: ov.Model, names: Names, options: LoadOptions) -> Plan:
     firsts = {_first(shape) for shape in shapes}
     if firsts not in ({None}, {1}) or not all(_follows(model, names, options, size) for size in (2, 3)):
         return Plan(False, (), 1)
+    asked = options.max_batch_size or options.batch_sizes
+    several = names.inputs if len(names.inputs) > 1 else ()
+    if not asked and any(_stands_alone(model, names, options, name) for name in several):
+        return Plan(False, (), 1)
     return Plan(True, (1,) if firsts == {1} or options.batch_sizes else (), 1)
 
 
@@ -64,6 +68,22 @@ def _follows(model: ov.Model, names: Names, options: LoadOptions, size: int, *, 
         ((_first(a), _first(b)) == (size, size + 5) or (not sure and _first(a) is None)) and list(a)[1:] == list(b)[1:]
         for a, b in zip(small, large, strict=True)
     )
+
+
+def _stands_alone(model: ov.Model, names: Names, options: LoadOptions, lone: str) -> bool:
+    """Whether an input's first dimension may be another than that of the others, which then is no batch.
+
+    By 2 and 3, since 1 would be taken for any size where inputs are added, say.
+    """
+    shapes = {
+        i: _input_shape(name, model.input(i).partial_shape, ov.Dimension(3 if name == lone else 2), options)
+        for i, name in enumerate(names.inputs)
+    }
+    try:
+        model.clone().reshape(shapes)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _shaped_outputs(model: ov.Model, names: Names, options: LoadOptions, rows: int) -> list[ov.PartialShape]:

@@ -6,9 +6,9 @@ import re
 
 import openvino as ov
 
-# Trip counts, branches, and how many boxes overlap are values. The names of several generations, and of several suppressions.
+# Trip counts, branches, how many boxes overlap and how large a region is are values. Suppressions have had many names.
 _BY_VALUE = re.compile(
-    r"Loop|TensorIterator|If|NonZero|Unique|.*NonMaxSuppression.*|.*Nms.*|.*NMS.*|.*Proposal.*|.*DetectionOutput"
+    r"Loop|TensorIterator|If|NonZero|Unique|.*(NonMaxSuppression|Nms|NMS|Proposal|DetectionOutput|ROI).*"
 )
 
 
@@ -26,7 +26,10 @@ def follows_from_shapes(model: ov.Model) -> bool:
             return False
         shapes[i] = ov.PartialShape([*[size if size.is_static else ov.Dimension(1) for size in first], *others])
     fixed = model.clone()
-    fixed.reshape(shapes)
+    try:
+        fixed.reshape(shapes)
+    except RuntimeError:  # a graph that takes other batches, but not one of 1
+        return False
     return not any(_BY_VALUE.fullmatch(node.get_type_name()) or _is_open(node) for node in fixed.get_ops())
 
 
