@@ -388,8 +388,8 @@ def test_a_file_and_a_folder_are_both_listed(tmp_path: Path) -> None:
 
 def test_there_is_no_repository_to_choose_over_either_transport(shared_server: Server) -> None:
     with grpc.insecure_channel(shared_server.grpc) as channel:
-        stub = GRPCInferenceServiceStub(channel)
-        calls = {
+        stub: Any = GRPCInferenceServiceStub(channel)
+        calls: dict[str, Callable[[], Any]] = {
             "index": lambda: stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="other")),
             "models/colours/load": lambda: stub.RepositoryModelLoad(
                 pb.RepositoryModelLoadRequest(repository_name="other", model_name="colours")

@@ -281,7 +281,8 @@ class TestCompression:
         good = gzip.compress(b"hello" * 100) if coding == "gzip" else zlib.compress(b"hello" * 100)
         broken = bytearray(good)
         broken[-3] ^= 1  # the checksum
-        for body in (b"", b"hello", good[:-1], good[:5], bytes(broken), good + b"x", good + good):
+        twice = [] if coding == "gzip" else [good + good]  # gzip may have several members
+        for body in (b"", b"hello", good[:-1], good[:5], bytes(broken), good + b"x", *twice):
             with pytest.raises(InvalidRequest):
                 inflated(body, coding)
 
@@ -395,7 +396,7 @@ class TestRoutes:
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
         assert allowed in answer.json()["error"]
 
-    @pytest.mark.parametrize("path", ["/v2/", "/v2/nothing", "/v2/models", "/v2/models//infer", "/v2/models/a/b/infer"])
+    @pytest.mark.parametrize("path", ["/v2/nothing", "/v2/models", "/v2/models//infer", "/v2/models/a/b/infer"])
     def test_what_is_not_there_is_404_in_the_same_form(self, http: httpx.Client, path: str) -> None:
         answer = http.post(path, json={})
         assert answer.status_code == 404
@@ -437,7 +438,7 @@ class TestRoutes:
         assert http.post("/v2/repository/index", json={"ready": True}).json() == [
             {"name": "echo", "version": "1", "state": "READY"}
         ]
-        assert len(http.post("/v2/repository/any/index").json()) == 2
+        assert http.post("/v2/repository/any/index").status_code == 501
         assert http.post("/v2/repository/any/models/echo/load").status_code == 501
         assert http.post("/v2/repository/index", json={"ready": "yes"}).status_code == 400
         assert http.post("/v2/repository/models/echo/load", json={"parameters": {"a": {}}}).status_code == 400

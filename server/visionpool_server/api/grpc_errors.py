@@ -42,7 +42,9 @@ def answered(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, R
         except Exception as error:
             log.error("%s failed", handler.__qualname__, exc_info=error)
             refused = unforeseen()
-        await context.abort(_CODES[type(refused)], _short(str(refused)), ((ERROR_KEY, packed(refused)),))
+        told = _CODES[type(refused)], _short(str(refused)), ((ERROR_KEY, packed(refused)),)
+        del refused  # its traceback holds this frame, and so the request
+        await context.abort(*told)
         raise AssertionError("abort() raises")
 
     return answer

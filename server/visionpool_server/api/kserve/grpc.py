@@ -19,7 +19,7 @@ from visionpool_server.api.grpc_errors import Context, answered, unforeseen
 from visionpool_server.api.grpc_messages import parsed
 from visionpool_server.api.grpc_streams import in_order
 from visionpool_server.api.kserve.control import check_repository
-from visionpool_server.api.kserve.grpc_codec import read_parameters, read_request, written_response
+from visionpool_server.api.kserve.grpc_codec import read_parameters, read_request, write_response
 from visionpool_server.api.kserve.grpc_wire import growing_bytes
 from visionpool_server.api.kserve.messages import InferRequest, InferResponse
 from visionpool_server.api.kserve.protocol import Kserve
@@ -72,7 +72,8 @@ class KserveGrpc:
     async def _infer(self, raw: bytes, context: Context) -> bytes:
         with self._budget.hold() as held:
             request = await self._read(_Opened.of(raw), held)
-            return written_response(await self._inferred(request, context)).SerializeToString()  # type: ignore[no-any-return]  # untyped messages
+            response = write_response(await self._inferred(request, context), pb.ModelInferResponse())
+            return response.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
 
     async def _read(self, opened: _Opened, held: Held) -> InferRequest:
         held.take(opened.size)
@@ -103,7 +104,7 @@ class KserveGrpc:
                 request = await self._read(opened, held)
                 del opened  # its tensors were copied
                 answer = pb.ModelStreamInferResponse()
-                answer.infer_response.CopyFrom(written_response(await self._inferred(request, context)))
+                write_response(await self._inferred(request, context), answer.infer_response)
                 if wants_final:
                     answer.infer_response.parameters[_IS_FINAL].bool_param = True
         except VisionpoolError as error:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2 as pb
 from visionpool.errors import InvalidRequest
 
 from visionpool_server.api.kserve.datatypes import BYTES, dtype_of, size_of
@@ -119,9 +118,9 @@ def read_parameters(parameters: Mapping[str, Any]) -> Parameters:
     return plain
 
 
-def written_response(response: InferResponse) -> Any:
-    """As a `ModelInferResponse`."""
-    message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
+def write_response(response: InferResponse, message: Any) -> Any:
+    """Into an empty `ModelInferResponse`, which is returned."""
+    message.model_name, message.model_version, message.id = response.model, response.version, response.id
     for output in response.outputs:
         tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
         write_parameters(output.parameters, tensor.parameters)

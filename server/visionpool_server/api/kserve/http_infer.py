@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 from visionpool.errors import InternalError, VisionpoolError
 
-from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.bodies import BodyLimits, check_json, swollen
 from visionpool_server.api.budget import Held
 from visionpool_server.api.errors import error_response, unexpected_response
 from visionpool_server.api.http_vision import unless_gone
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 HEADER = b"inference-header-content-length"
 _LARGE = 2**15  # bytes of JSON, or tensors to be written as JSON, that are kept from the event loop
-_SWELL = 8  # times as large as on the wire is JSON in memory, about
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 
@@ -73,10 +72,11 @@ class Inference:
         body = await read_decoded(request.receive, headers, self.limits, held)
         header = headers.get(HEADER)
         head_size = head_size_of(header, len(body))
+        check_json(body, head_size)
         if header is not None and not head_size:
             asked = read_raw(model, version, body, self.kserve.model_config(model, version).config)
         elif head_size > _LARGE:
-            held.take(min(_SWELL * head_size, self.limits.budget.limit // 2))
+            held.take(swollen(head_size, self.limits.budget))
             asked = await asyncio.to_thread(read_request, model, version, body, head_size)
         else:
             asked = read_request(model, version, body, head_size)

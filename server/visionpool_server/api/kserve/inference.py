@@ -78,12 +78,13 @@ class Inference:
         model = self._service.models.get(request.model, request.version or None)
         contract = self._contract(model)
         form = form_of(request)
-        if plan := contract.plans.find(form):
+        slow = _takes_long(request)
+        if not slow and (plan := contract.plans.find(form)):
             return self._planned(contract, request, plan, self._values(request), limit)
         if pictures := contract.brings_pictures(request.inputs):
             return _response(model, request, self._pictures(contract, request, pictures, limit))
         pool = model.tensors.loaded if model.tensors else model.pool
-        if pool is None or _takes_long(request):
+        if pool is None or slow:
             return self._waited_for(contract, request, limit)
         values = self._values(request)
         plan = self._plan(contract, request, pool)
