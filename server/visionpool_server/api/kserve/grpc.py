@@ -21,7 +21,7 @@ from visionpool_server.api.grpc_streams import in_order
 from visionpool_server.api.kserve.control import check_repository
 from visionpool_server.api.kserve.grpc_codec import read_parameters, read_request, write_response
 from visionpool_server.api.kserve.grpc_wire import growing_bytes
-from visionpool_server.api.kserve.messages import InferRequest, InferResponse
+from visionpool_server.api.kserve.messages import InferResponse
 from visionpool_server.api.kserve.protocol import Kserve
 
 log = logging.getLogger(__name__)
@@ -70,21 +70,21 @@ class KserveGrpc:
 
     @answered
     async def _infer(self, raw: bytes, context: Context) -> bytes:
+        answer = pb.ModelInferResponse()
         with self._budget.hold() as held:
-            request = await self._read(_Opened.of(raw), held)
-            response = write_response(await self._inferred(request, context), pb.ModelInferResponse())
-            return response.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
+            await self._inferred(_Opened.of(raw), held, context, answer)
+        return answer.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
 
-    async def _read(self, opened: _Opened, held: Held) -> InferRequest:
+    async def _inferred(self, opened: _Opened, held: Held, context: Context, answer: Any) -> None:
+        """Fills in `answer`, a `ModelInferResponse`."""
         held.take(opened.size)
-        if opened.growing <= _LARGE:
-            return read_request(opened.message)
-        held.take(swollen(opened.growing, self._budget))
-        return await asyncio.to_thread(read_request, opened.message)
-
-    async def _inferred(self, request: InferRequest, context: Context) -> InferResponse:
+        if opened.growing:
+            held.take(swollen(opened.growing, self._budget))
+            request = await asyncio.to_thread(read_request, opened.message)
+        else:
+            request = read_request(opened.message)
         begun = self._kserve.begin(request, context.time_remaining())
-        return begun if isinstance(begun, InferResponse) else await begun
+        write_response(begun if isinstance(begun, InferResponse) else await begun, answer)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         async def answer(raw: bytes) -> bytes:
@@ -101,10 +101,8 @@ class KserveGrpc:
             with self._budget.hold() as held:
                 opened = _Opened.of(raw)
                 name, wants_final = opened.message.id, _wants_final(opened.message.parameters)
-                request = await self._read(opened, held)
-                del opened  # its tensors were copied
                 answer = pb.ModelStreamInferResponse()
-                write_response(await self._inferred(request, context), answer.infer_response)
+                await self._inferred(opened, held, context, answer.infer_response)
                 if wants_final:
                     answer.infer_response.parameters[_IS_FINAL].bool_param = True
         except VisionpoolError as error:
@@ -168,7 +166,7 @@ class _Opened(NamedTuple):
     def of(cls, raw: bytes) -> _Opened:
         """Raises InvalidRequest for bytes that are none, and for more fields than any request needs."""
         growing = growing_bytes(raw) if len(raw) > _LARGE else 0
-        return cls(parsed(pb.ModelInferRequest, raw), len(raw), growing)
+        return cls(parsed(pb.ModelInferRequest, raw), len(raw), growing if growing > _LARGE else 0)
 
 
 def _wants_final(parameters: Any) -> bool:

@@ -102,7 +102,7 @@ class Inference:
         model = contract.model
         terms = _terms(model, request.parameters, limit)
         tensors = dict(zip(plan.names, values, strict=True))
-        if plan.whole and not plan.with_results:
+        if plan.simple:
             made = plan.pool.run_at_once(Piece(tensors, plan.rows), plan.finish)
             if made:
                 return InferResponse(model.name, model.version, made[0], request.id, stages=made[1])
@@ -161,7 +161,9 @@ class Inference:
             raise InvalidRequest(f"a batch of no rows for {model.name}", hint="send at least one")
         with_results = model.family is not None and any(want.own == RESULT for want in wanted)
         finish = partial(rendered, wanted, labels=model.labels, regions=self._memory, batched=engine.batched)
-        return Plan(pool, names, rows, _piece_rows(model, engine), finish, with_results)
+        limit = _piece_rows(model, engine)
+        pieces = -(-rows // limit) if limit and rows else 1
+        return Plan(pool, names, rows, pieces, limit or rows, finish, with_results, pieces == 1 and not with_results)
 
     async def _run(self, model: Model, request: InferRequest, plan: Plan, tensors: Tensors, terms: _Terms) -> _Answer:
         pool = plan.pool
@@ -271,12 +273,8 @@ def _own_names(contract: Contract, request: InferRequest) -> tuple[str, ...]:
 
 def _takes_long(request: InferRequest) -> bool:
     """Whether reading its values would hold up others: strings are taken apart one by one."""
-    return any(
-        tensor.datatype == BYTES
-        and not isinstance(tensor.data, np.ndarray)
-        and (tensor.data is None or len(tensor.data) > _LARGE)
-        for tensor in request.inputs
-    )
+    strings = [tensor.data for tensor in request.inputs if tensor.datatype == BYTES]
+    return any(data is None or (not isinstance(data, np.ndarray) and len(data) > _LARGE) for data in strings)
 
 
 def _picture_count(tensor: InputTensor) -> int:
@@ -325,9 +323,9 @@ def _piece_rows(model: Model, engine: Engine) -> int | None:
 
 def _pieces(tensors: Tensors, plan: Plan) -> list[Tensors]:
     """A request's tensors in the pieces that run at once."""
-    if plan.whole:
+    if plan.pieces == 1:
         return [tensors]
-    limit = plan.piece_rows or plan.rows
+    limit = plan.piece_rows
     return [{name: array[at : at + limit] for name, array in tensors.items()} for at in range(0, plan.rows, limit)]
 
 

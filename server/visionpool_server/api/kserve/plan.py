@@ -20,25 +20,19 @@ _MOST = 256  # of one model: whoever sends ever new shapes has each checked anew
 
 
 class Plan(NamedTuple):
-    """`names`: the model's own, in the order of the request's inputs. `pieces`: of how many rows each, None for all at once.
-
-    `finish` makes the outputs, and is given `result` (see `contract`) among them where `with_results` says so.
+    """`names`: the model's own, in the order of the request's inputs. `pieces`: how many batches it runs in, of `piece_rows`
+    at most. `finish` makes the outputs, and is given `result` (see `contract`) among them where `with_results` says so.
+    `simple`: one batch, and nothing but tensors out.
     """
 
     pool: Pool
     names: tuple[str, ...]
     rows: int
-    piece_rows: int | None
+    pieces: int
+    piece_rows: int
     finish: Callable[[Tensors], Outputs]
     with_results: bool
-
-    @property
-    def pieces(self) -> int:
-        return -(-self.rows // self.piece_rows) if self.piece_rows and self.rows else 1
-
-    @property
-    def whole(self) -> bool:
-        return self.pieces == 1
+    simple: bool
 
 
 class Plans:
