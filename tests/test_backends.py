@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import openvino
 import openvino.opset13 as ops
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from visionpool.errors import BackendUnavailable, InvalidModel, SetupError
 from visionpool_server.assembly import stack
 from visionpool_server.backends import (
@@ -450,3 +452,36 @@ def test_importing_openvino_leaves_no_trace_under_home(tmp_path: Path) -> None:
 
 def test_a_precision_is_no_part_of_a_models_own_options() -> None:
     assert replace(LoadOptions(), precision="f16").options == {}
+
+
+_UNALIGNED = """
+import sys
+import numpy as np
+from pathlib import Path
+from visionpool_server.backends import LoadOptions, Source, get_backend
+
+context = get_backend("openvino").load(Source(Path(sys.argv[1])), LoadOptions(contexts=1)).clone()
+for offset in (1, 3, 0, 2, 1, 4):
+    for value in (1.0, 2.0):
+        data = bytes(offset) + np.full((1, 65536), value, np.float32).tobytes()
+        array = np.frombuffer(memoryview(data)[offset:], np.float32).reshape(1, 65536)
+        outputs = context.infer({"a": array, "b": array})
+        assert (next(iter(outputs.values())) == 2 * value).all(), (offset, value)
+print("fine")
+"""
+
+
+def test_large_tensors_at_odd_addresses_live_until_they_are_read(tmp_path: Path) -> None:
+    """As they come behind JSON of any length. Freed memory goes back to the system at once here: reading it is a crash."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["sum"])],
+        "sum",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 65536]) for name in ("a", "b")],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n", 65536])],
+    )
+    path = tmp_path / "sum.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", _UNALIGNED, str(path)]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr

@@ -72,7 +72,10 @@ class _Request:
 
 
 class _Input:
-    """One input of a request. Large arrays are shared with OpenVINO, also read-only ones: it does not write to inputs."""
+    """One input of a request. Large arrays are shared with OpenVINO, also read-only ones: it does not write to inputs.
+
+    OpenVINO keeps no reference: what is shared lives as long as the caller's batch, what is copied as long as `_buffer`.
+    """
 
     def __init__(self, name: str, request: ov.InferRequest, index: int, port: Any) -> None:
         self._name = name
@@ -89,16 +92,15 @@ class _Input:
             raise TypeError(f"input {self._name!r} is {array.dtype}, and the model takes {self._dtype}")
         if self._kept is not None:
             self._check_range(array, self._kept)
-        buffer = self._buffer
-        if buffer is not None and array.shape == buffer.shape:
+        buffer, ours = self._buffer, array.nbytes <= _SMALL or not array.flags.aligned
+        if ours and buffer is not None and array.shape == buffer.shape:
             buffer[...] = array
             return
-        small = array.nbytes <= _SMALL
-        if small or not array.flags.aligned:
+        if ours:
             array = array.copy()
         raw = array if self._raw is None else array.view(self._raw)
         self._request.set_input_tensor(self._index, ov.Tensor(raw, raw.shape, self._type))
-        self._buffer = array if small else None  # not before: what OpenVINO refuses, it does not read
+        self._buffer = array if ours else None  # not before: what OpenVINO refuses, it does not read
 
     def _check_range(self, array: NDArray[Any], kept: np.iinfo[Any]) -> None:
         if array.size and (array.max() > kept.max or array.min() < kept.min):
