@@ -927,6 +927,16 @@ class TestGrpcItself:
         assert [one.infer_response.id for one in answers] == ["one", "two"]
         assert all(one.error_message.startswith("Request for unknown model") for one in answers)
 
+    def test_values_there_and_in_raw_form_are_refused_in_tritons_words(self, server: Server) -> None:
+        request = service_pb2.ModelInferRequest(model_name="pairs", raw_input_contents=[bytes(16)])
+        tensor = request.inputs.add(name="a", datatype="FP32", shape=[1, 4])
+        tensor.contents.fp32_contents.extend([1, 2, 3, 4])
+        with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
+            GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=PATIENCE)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        said = "contents field must not be specified when using raw_input_contents for 'a' for model 'pairs'"
+        assert said in caught.value.details()
+
     def test_bytes_that_are_no_message_are_the_callers_fault(self, server: Server) -> None:
         with grpc.insecure_channel(server.grpc) as channel:
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(

@@ -53,7 +53,8 @@ def read_request(message: Any) -> InferRequest:
         elif has_raw:
             if tensor.HasField("contents"):
                 raise InvalidRequest(
-                    f"input {tensor.name[:80]!r} has contents, and the request raw_input_contents",
+                    f"contents field must not be specified when using raw_input_contents for {tensor.name[:80]!r} "
+                    f"for model {message.model_name[:80]!r}",  # Triton's words, which its example looks for
                     hint="send one of the two",
                 )
             data = next(raw, None)
