@@ -935,7 +935,7 @@ class TestGrpcItself:
             GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=PATIENCE)
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         said = "contents field must not be specified when using raw_input_contents for 'a' for model 'pairs'"
-        assert said in caught.value.details()
+        assert said in str(caught.value.details())
 
     def test_bytes_that_are_no_message_are_the_callers_fault(self, server: Server) -> None:
         with grpc.insecure_channel(server.grpc) as channel:
