@@ -271,15 +271,9 @@ class TritonHttp:
 
     def __call__(self, ask: Ask) -> Told:
         inputs = triton_inputs(triton_http, ask)
-        outputs = None
-        if ask.outputs is not None:
-            outputs = [
-                triton_http.InferRequestedOutput(name, class_count=said.get("classification", 0))
-                for name, said in ask.outputs.items()
-            ]
         said = {
             "model_version": ask.version,
-            "outputs": outputs,
+            "outputs": triton_outputs(triton_http, ask),
             "request_id": ask.id,
             "parameters": dict(ask.parameters) or None,
         }
@@ -307,15 +301,9 @@ class TritonGrpc:
 
     def __call__(self, ask: Ask) -> Told:
         inputs = triton_inputs(triton_grpc, ask)
-        outputs = None
-        if ask.outputs is not None:
-            outputs = [
-                triton_grpc.InferRequestedOutput(name, class_count=said.get("classification", 0))
-                for name, said in ask.outputs.items()
-            ]
         said = {
             "model_version": ask.version,
-            "outputs": outputs,
+            "outputs": triton_outputs(triton_grpc, ask),
             "request_id": ask.id,
             "client_timeout": PATIENCE,
             "parameters": dict(ask.parameters) or None,
@@ -396,6 +384,16 @@ def triton_inputs(library: Any, ask: Ask) -> list[Any]:
             _rename_type(tensor, datatype)
         inputs.append(tensor)
     return inputs
+
+
+def triton_outputs(library: Any, ask: Ask) -> list[Any] | None:
+    """What a request wants, likewise."""
+    if ask.outputs is None:
+        return None
+    return [
+        library.InferRequestedOutput(name, class_count=said.get("classification", 0))
+        for name, said in ask.outputs.items()
+    ]
 
 
 def _rename_type(tensor: Any, datatype: str) -> None:

@@ -52,6 +52,9 @@ class BodyLimits:
             raise TooLarge(f"{count} pictures in one request", hint=f"send at most {self.max_pictures}")
 
 
+LARGE_TEXT = 2**15  # bytes of JSON, or of typed values in a message, that are kept from the event loop
+
+
 def swollen(size: int, budget: ByteBudget) -> int:
     """What so many bytes of JSON, or of typed values in a message, take in memory besides; what one request may ask at most."""
     return min(_SWELL * size, budget.limit // 2)

@@ -20,24 +20,11 @@ from tritonclient.utils import (
 )
 
 from visionpool_server.backends import Tensors, TensorSpec
+from visionpool_server.typed_contents import TYPED_CONTENTS
 
 _RAW_TAG = bytes(
     [pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2]
 )  # 2: protobuf's type of what has a length
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
 
 
 class Mismatch(Exception):
@@ -98,10 +85,10 @@ def _array(output: Any, raw: bytes | None) -> NDArray[Any]:
     """The tensor of an output: its raw bytes, not copied, or the typed values that some servers send instead."""
     dtype, shape = _dtype(output.datatype), tuple(output.shape)
     try:
-        if dtype is None or (raw is None and output.datatype not in _CONTENTS):
+        if dtype is None or (raw is None and output.datatype not in TYPED_CONTENTS):
             raise ValueError
         if raw is None:
-            values = getattr(output.contents, _CONTENTS[output.datatype])
+            values = getattr(output.contents, TYPED_CONTENTS[output.datatype])
             flat = np.fromiter(values, dtype, len(values))
         else:
             flat = deserialize_bytes_tensor(raw) if output.datatype == "BYTES" else np.frombuffer(raw, dtype)

@@ -13,7 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from visionpool.errors import Unimplemented, VisionpoolError
 
-from visionpool_server.api.bodies import swollen
+from visionpool_server.api.bodies import LARGE_TEXT, swollen
 from visionpool_server.api.budget import ByteBudget, Held
 from visionpool_server.api.grpc_errors import Context, answered, unforeseen
 from visionpool_server.api.grpc_messages import parsed
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _IN_FLIGHT = 64  # of one stream: enough to fill batches, and a bound on what is held
-_LARGE = 2**15  # bytes of anything but raw tensors that are read elsewhere than on the event loop
 _ASKS_FINAL, _IS_FINAL = "triton_enable_empty_final_response", "triton_final_response"
 _NO_CUDA = "CUDA shared memory is not served yet"
 
@@ -140,7 +139,7 @@ def _unary(name: str, call: Callable[[Any], Any], budget: ByteBudget) -> Any:
 
     async def handle(_: None, raw: bytes, context: Context) -> bytes:  # noqa: ARG001  a handler's signature
         with budget.hold() as held:
-            if len(raw) > _LARGE:
+            if len(raw) > LARGE_TEXT:
                 held.take(swollen(len(raw), budget))
             answer = call(parsed(kind, raw))
             message = await answer if isawaitable(answer) else answer
@@ -165,8 +164,8 @@ class _Opened(NamedTuple):
     @classmethod
     def of(cls, raw: bytes) -> _Opened:
         """Raises InvalidRequest for bytes that are none, and for more fields than any request needs."""
-        growing = growing_bytes(raw) if len(raw) > _LARGE else 0
-        return cls(parsed(pb.ModelInferRequest, raw), len(raw), growing if growing > _LARGE else 0)
+        growing = growing_bytes(raw) if len(raw) > LARGE_TEXT else 0
+        return cls(parsed(pb.ModelInferRequest, raw), len(raw), growing if growing > LARGE_TEXT else 0)
 
 
 def _wants_final(parameters: Any) -> bool:

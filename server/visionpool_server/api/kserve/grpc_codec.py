@@ -22,21 +22,7 @@ from visionpool_server.api.kserve.messages import (
     RequestedOutput,
     check_counts,
 )
-
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    BYTES: "bytes_contents",
-}
+from visionpool_server.typed_contents import TYPED_CONTENTS
 
 
 def read_request(message: Any) -> InferRequest:
@@ -86,12 +72,12 @@ def _typed(tensor: Any) -> NDArray[Any]:
     """The tensor of the typed fields. Raises InvalidRequest where they do not fit its type or shape."""
     name, datatype = tensor.name, tensor.datatype
     dtype, count = dtype_of(name, datatype), size_of(name, tensor.shape)
-    if datatype not in _CONTENTS:
+    if datatype not in TYPED_CONTENTS:
         raise InvalidRequest(f"input {name!r}: {datatype} has no typed field", hint="send raw_input_contents")
-    values = getattr(tensor.contents, _CONTENTS[datatype])
+    values = getattr(tensor.contents, TYPED_CONTENTS[datatype])
     if len(values) != count:
         raise InvalidRequest(
-            f"input {name!r}: {len(values)} values in {_CONTENTS[datatype]}, and shape {list(tensor.shape)} takes {count}",
+            f"input {name!r}: {len(values)} values in {TYPED_CONTENTS[datatype]}, and shape {list(tensor.shape)} takes {count}",
             hint="send all its values there, or in raw_input_contents",
         )
     array: NDArray[Any]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from visionpool.errors import InvalidRequest, Unavailable, Unimplemented
 
-from visionpool_server.api.bodies import BodyLimits, check_json, swollen
+from visionpool_server.api.bodies import LARGE_TEXT, BodyLimits, check_json, swollen
 from visionpool_server.api.kserve import http_schemas as schemas
 from visionpool_server.api.kserve.compression import read_decoded
 from visionpool_server.api.kserve.control import check_repository
@@ -20,8 +20,6 @@ from visionpool_server.api.kserve.http_operations import INFER_BODY, INFER_EXAMP
 
 if TYPE_CHECKING:
     from visionpool_server.api.kserve.protocol import Kserve
-
-_LARGE = 2**15  # bytes of JSON that are read elsewhere than on the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +189,7 @@ class KserveApi:
         """The JSON object of a request, an empty one where it has no body."""
         with self.limits.budget.hold() as held:
             body = await read_decoded(request.receive, dict(request.scope["headers"]), self.limits, held)
-            if len(body) > _LARGE:
+            if len(body) > LARGE_TEXT:
                 check_json(body, len(body))
                 held.take(swollen(len(body), self.limits.budget))
                 return await asyncio.to_thread(loads_object, body)

@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 from visionpool.errors import InternalError, VisionpoolError
 
-from visionpool_server.api.bodies import BodyLimits, check_json, swollen
+from visionpool_server.api.bodies import LARGE_TEXT, BodyLimits, check_json, swollen
 from visionpool_server.api.budget import Held
 from visionpool_server.api.errors import error_response, unexpected_response
 from visionpool_server.api.http_vision import unless_gone
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from visionpool_server.api.kserve.protocol import Kserve
 
 HEADER = b"inference-header-content-length"
-_LARGE = 2**15  # bytes of JSON, or tensors to be written as JSON, that are kept from the event loop
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 
@@ -75,7 +74,7 @@ class Inference:
         check_json(body, head_size)
         if header is not None and not head_size:
             asked = read_raw(model, version, body, self.kserve.model_config(model, version).config)
-        elif head_size > _LARGE:
+        elif head_size > LARGE_TEXT:
             held.take(swollen(head_size, self.limits.budget))
             asked = await asyncio.to_thread(read_request, model, version, body, head_size)
         else:
@@ -86,7 +85,7 @@ class Inference:
 
 
 async def _answered(asked: InferRequest, response: InferResponse, accept: bytes | None) -> Answer:
-    if json_bytes(asked, response) > _LARGE:
+    if json_bytes(asked, response) > LARGE_TEXT:
         body, head_size = await asyncio.to_thread(write_response, asked, response)
     else:
         body, head_size = write_response(asked, response)

@@ -69,13 +69,14 @@ class Inference:
         self._contracts: dict[str, Contract] = {}
         self._loading: dict[Contract, asyncio.Future[Pool]] = {}
 
-    def begin(self, request: InferRequest, limit: float | None = None) -> InferResponse | Awaitable[InferResponse]:
+    def begin(
+        self, model: Model, request: InferRequest, limit: float | None = None
+    ) -> InferResponse | Awaitable[InferResponse]:
         """The answer, where this very thread makes it sooner than another could be asked to; else what to await for it, on
         the event loop. For any thread.
 
-        `limit`: seconds that the transport allows. Raises what `Service.run` raises, InvalidRequest, ModelNotFound.
+        `limit`: seconds that the transport allows. Raises what `Service.run` raises, InvalidRequest.
         """
-        model = self._service.models.get(request.model, request.version or None)
         contract = self._contract(model)
         form = form_of(request)
         slow = _takes_long(request)

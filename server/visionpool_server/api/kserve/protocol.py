@@ -49,7 +49,7 @@ class Kserve:
         return True
 
     def begin(self, request: InferRequest, limit: float | None = None) -> InferResponse | Awaitable[InferResponse]:
-        """See `Inference.begin`."""
+        """See `Inference.begin`. Raises ModelNotFound besides."""
         shared = _shared_bytes(request.inputs)
         return self._bounded(request, limit, shared) if shared else self._watched(request, limit)
 
@@ -62,19 +62,14 @@ class Kserve:
             return begun if isinstance(begun, InferResponse) else await begun
 
     def _watched(self, request: InferRequest, limit: float | None) -> InferResponse | Awaitable[InferResponse]:
+        model = self._model(request.model, request.version)
         if self.tracing.on and self.tracing.sampled(request.model):
-            return self._traced(request, limit)
-        return self._begin(request, limit)
+            return self._traced(model, request, limit)
+        return self._inference.begin(model, request, limit)
 
-    def _begin(self, request: InferRequest, limit: float | None) -> InferResponse | Awaitable[InferResponse]:
-        try:
-            return self._inference.begin(request, limit)
-        except ModelNotFound as error:
-            raise _in_tritons_words(error, request.version) from error
-
-    async def _traced(self, request: InferRequest, limit: float | None) -> InferResponse:
+    async def _traced(self, model: Model, request: InferRequest, limit: float | None) -> InferResponse:
         started = time.time_ns()
-        begun = self._begin(request, limit)
+        begun = self._inference.begin(model, request, limit)
         response = begun if isinstance(begun, InferResponse) else await begun
         self.tracing.write(response.model, response.version, request.id, _timestamps(started, response))
         return response
