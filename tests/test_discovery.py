@@ -29,8 +29,9 @@ from visionpool_server.imaging.recipe import (
 )
 from visionpool_server.models import paddle
 from visionpool_server.models.bundle import Bundle
-from visionpool_server.models.discovery import discover, guess_family
+from visionpool_server.models.discovery import discover
 from visionpool_server.models.files import find_models
+from visionpool_server.models.guess import guess_family
 from visionpool_server.models.loader import Defaults, Model, load_model
 from visionpool_server.models.preprocess import recipe_from
 from visionpool_server.models.repository import Repository, load_all, locate
@@ -165,8 +166,8 @@ def test_a_hostile_imgsz_is_refused(imgsz: str, tmp_path: Path, monkeypatch: pyt
     ("content", "says"),
     [
         (
-            {"names": NAMES, "task": "pose"},
-            r"task is 'pose', which is not served yet \(served: detect, classify; with task: tensor",
+            {"names": NAMES, "task": "track"},
+            r"task is 'track', which is not served yet \(served: detect, classify, .*; with task: tensor",
         ),
         ({"names": NAMES, "task": ["detect"]}, r"task is \['detect'\]"),
         ({"names": {0: "cat"}}, r"names 1 classes, but its outputs fit neither YOLOv5 nor YOLOv8: \[\(None, 7, 64\)\]"),

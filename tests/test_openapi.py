@@ -76,7 +76,8 @@ def test_predict_has_its_bodies_options_answers_and_examples(document: dict[str,
     predict = document["paths"]["/v1/models/{model}/predict"]["post"]
     parameters = {parameter["name"] for parameter in predict["parameters"]}
     assert parameters == {
-        *("model", "score_threshold", "iou_threshold", "top_k", "max_detections", "classes", "timeout_ms")
+        *("model", "score_threshold", "iou_threshold", "top_k", "max_detections", "classes", "timeout_ms"),
+        *("compact", "score_map"),
     }
     assert set(predict["requestBody"]["content"]) == {
         *("image/jpeg", "image/png", "multipart/form-data", "application/json")

@@ -43,6 +43,7 @@ from visionpool.errors import (
 from visionpool.results import (
     ClassifyResult,
     DetectionResult,
+    EmbeddingResult,
     FaceDetectionResult,
     KeyPointDetectionResult,
     Mask,
@@ -69,6 +70,7 @@ __all__ = [
     "ConnectionFailed",
     "DeadlineExceeded",
     "DetectionResult",
+    "EmbeddingResult",
     "FaceDetectionResult",
     "InferenceFailed",
     "InternalError",

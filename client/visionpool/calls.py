@@ -36,7 +36,8 @@ class Calls(ABC):
     def predict(self, model: str, picture: Picture, **options: Unpack[Options]) -> Result:
         """What `model` sees in `picture`: a DetectionResult, ClassifyResult, ..., by the model's task.
 
-        Options: `score_threshold`, `iou_threshold`, `top_k`, `classes`, `max_detections`, `color`, `timeout`.
+        Options: `score_threshold`, `iou_threshold`, `top_k`, `classes`, `max_detections`, `compact`,
+        `score_map`, `color`, `timeout`.
         """
         return self._run(operations.predict(model, picture, options, self._patience))
 

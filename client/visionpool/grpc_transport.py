@@ -142,6 +142,9 @@ def options(call: Call) -> v1.PredictOptions | None:
         return None
     message = v1.PredictOptions(classes=told.pop("classes", ()))
     for name, value in told.items():
+        if isinstance(value, bool) and name in ("compact", "score_map"):
+            setattr(message, name, value)
+            continue
         try:
             number = float(value)
             whole = name in ("top_k", "max_detections")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ from visionpool.results import (
     Box,
     ClassifyResult,
     DetectionResult,
+    EmbeddingResult,
     FaceDetectionResult,
     KeyPointDetectionResult,
     Mask,
@@ -45,7 +47,7 @@ def _write_detection(result: DetectionResult, message: v1.DetectionResult) -> No
     for corners in result.rotated_boxes:
         message.rotated_boxes.add(coordinates=corners)
     for mask in result.masks:
-        message.masks.add(data=bytes(mask.data), height=mask.shape[0], width=mask.shape[1])
+        message.masks.add(data=bytes(mask.data), height=mask.shape[0], width=mask.shape[1], rle=mask.rle)
     message.contain_masks = result.contain_masks
 
 
@@ -56,7 +58,7 @@ def _read_detection(message: v1.DetectionResult) -> DetectionResult:
         label_ids=tuple(message.label_ids),
         labels=tuple(message.labels),
         rotated_boxes=tuple(tuple(box.coordinates) for box in message.rotated_boxes),
-        masks=tuple(Mask(tuple(mask.data), (mask.height, mask.width)) for mask in message.masks),
+        masks=tuple(Mask(tuple(mask.data), (mask.height, mask.width), mask.rle) for mask in message.masks),
         contain_masks=message.contain_masks,
     )
 
@@ -71,12 +73,22 @@ def _read_classification(message: v1.ClassifyResult) -> ClassifyResult:
     return ClassifyResult(tuple(message.label_ids), tuple(message.scores), tuple(message.labels))
 
 
+def _write_embedding(result: EmbeddingResult, message: v1.EmbeddingResult) -> None:
+    message.embedding.extend(result.embedding)
+
+
+def _read_embedding(message: v1.EmbeddingResult) -> EmbeddingResult:
+    return EmbeddingResult(tuple(message.embedding))
+
+
 def _write_segmentation(result: SegmentationResult, message: v1.SegmentationResult) -> None:
     message.label_map.extend(result.label_map)
     message.score_map.extend(result.score_map)
     message.height, message.width = result.shape
     message.contain_score_map = result.contain_score_map
     message.labels.extend(result.labels)
+    message.label_map_png = b64decode(result.label_map_png)
+    message.score_map_png = b64decode(result.score_map_png)
 
 
 def _read_segmentation(message: v1.SegmentationResult) -> SegmentationResult:
@@ -86,6 +98,8 @@ def _read_segmentation(message: v1.SegmentationResult) -> SegmentationResult:
         shape=(message.height, message.width),
         contain_score_map=message.contain_score_map,
         labels=tuple(message.labels),
+        label_map_png=b64encode(message.label_map_png).decode(),
+        score_map_png=b64encode(message.score_map_png).decode(),
     )
 
 
@@ -112,10 +126,18 @@ def _write_keypoints(result: KeyPointDetectionResult, message: v1.KeyPointDetect
     _write_points(result.keypoints, message.keypoints)
     message.scores.extend(result.scores)
     message.num_joints = result.num_joints
+    _write_boxes(result.boxes, message.boxes)
+    message.box_scores.extend(result.box_scores)
 
 
 def _read_keypoints(message: v1.KeyPointDetectionResult) -> KeyPointDetectionResult:
-    return KeyPointDetectionResult(_read_points(message.keypoints), tuple(message.scores), message.num_joints)
+    return KeyPointDetectionResult(
+        keypoints=_read_points(message.keypoints),
+        scores=tuple(message.scores),
+        num_joints=message.num_joints,
+        boxes=_read_boxes(message.boxes),
+        box_scores=tuple(message.box_scores),
+    )
 
 
 def _write_faces(result: FaceDetectionResult, message: v1.FaceDetectionResult) -> None:
@@ -155,6 +177,7 @@ def _read_points(points: Iterable[v1.Point]) -> tuple[Point, ...]:
 _WRITERS: dict[type[Result], Callable[[Any, Any], None]] = {
     DetectionResult: _write_detection,
     ClassifyResult: _write_classification,
+    EmbeddingResult: _write_embedding,
     SegmentationResult: _write_segmentation,
     OCRResult: _write_ocr,
     KeyPointDetectionResult: _write_keypoints,
@@ -163,6 +186,7 @@ _WRITERS: dict[type[Result], Callable[[Any, Any], None]] = {
 _READERS: dict[str, Callable[[Any], Result]] = {
     DetectionResult.type: _read_detection,
     ClassifyResult.type: _read_classification,
+    EmbeddingResult.type: _read_embedding,
     SegmentationResult.type: _read_segmentation,
     OCRResult.type: _read_ocr,
     KeyPointDetectionResult.type: _read_keypoints,

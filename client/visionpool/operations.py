@@ -24,6 +24,8 @@ class Options(TypedDict, total=False):
     top_k: int | None  # so many classes of a classification
     classes: str | Iterable[str | int] | None  # only these, by name or number; a string is comma-separated
     max_detections: int | None  # so many objects at most, the best ones
+    compact: bool | None  # masks as COCO's runs, maps of classes as PNG files, instead of a number a pixel
+    score_map: bool | None  # segmentation: the score of each pixel too
     color: Color  # the order of an array's channels: "bgr" (the default, as cv2.imread gives them) or "rgb"
     timeout: float | None  # seconds for the whole call; the server is told, and drops what would come too late
 

@@ -51,10 +51,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A part of a picture. `data`: `shape[0] * shape[1]` values of 0 or 1, row by row, cropped to its box."""
+    """A part of a picture. `data`: `shape[0] * shape[1]` values of 0 or 1, row by row, cropped to its box.
+
+    Where `compact` was asked for, `data` is empty, `shape` that of the whole picture, and `rle` has the runs as COCO's tools
+    read them: `pycocotools.mask.decode({"size": mask.shape, "counts": mask.rle})`.
+    """
 
     data: tuple[int, ...] = ()
     shape: tuple[int, int] = (0, 0)  # rows, columns
+    rle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class DetectionResult(Result):
     @classmethod
     def _field(cls, name: str, value: Any) -> Any:
         if name == "masks":
-            return tuple(Mask(_frozen(mask["data"]), _frozen(mask["shape"])) for mask in value)
+            return tuple(Mask(_frozen(mask["data"]), _frozen(mask["shape"]), mask.get("rle", "")) for mask in value)
         return _frozen(value)
 
 
@@ -88,8 +93,20 @@ class ClassifyResult(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingResult(Result):
+    """A picture as a point: pictures that look alike lie close to one another. Of length 1 unless the model says otherwise."""
+
+    type: ClassVar[str] = "embedding"
+    embedding: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentationResult(Result):
-    """A class for every pixel. `label_map` and `score_map`: `shape[0] * shape[1]` values, row by row."""
+    """A class for every pixel. `label_map` and `score_map`: `shape[0] * shape[1]` values, row by row.
+
+    Where `compact` was asked for, both are empty, and the maps are grey PNG files in base64: `label_map_png` with the class
+    of each pixel (8 bits, or 16 where there are more than 256 classes), `score_map_png` with its score times 255.
+    """
 
     type: ClassVar[str] = "segmentation"
     label_map: tuple[int, ...] = ()
@@ -97,6 +114,8 @@ class SegmentationResult(Result):
     shape: tuple[int, int] = (0, 0)  # height, width of the original picture
     contain_score_map: bool = False
     labels: tuple[str, ...] = ()  # the name of class i, not one per pixel
+    label_map_png: str = ""
+    score_map_png: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +132,14 @@ class OCRResult(Result):
 
 @dataclass(frozen=True, slots=True)
 class KeyPointDetectionResult(Result):
-    """Joints of all persons found, person after person: `num_joints` points each."""
+    """Joints of all persons found, best person first: `num_joints` points each. `boxes`, `box_scores`: one a person."""
 
     type: ClassVar[str] = "keypoints"
     keypoints: tuple[Point, ...] = ()
     scores: tuple[float, ...] = ()
     num_joints: int = -1
+    boxes: tuple[Box, ...] = ()
+    box_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +158,7 @@ RESULT_TYPES: dict[str, type[Result]] = {
     for kind in (
         DetectionResult,
         ClassifyResult,
+        EmbeddingResult,
         SegmentationResult,
         OCRResult,
         KeyPointDetectionResult,
@@ -160,4 +182,6 @@ def _frozen(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return {"data": list(value.data), "shape": list(value.shape)} if isinstance(value, Mask) else value
+    if isinstance(value, Mask):
+        return {"data": list(value.data), "shape": list(value.shape), "rle": value.rle}
+    return value

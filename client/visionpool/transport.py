@@ -51,7 +51,14 @@ def answer(call: Call, response: httpx.Response) -> Answer | Refusal:
 
 
 def _query(call: Call) -> dict[str, str]:
-    return {name: ",".join(value) if name == "classes" else str(value) for name, value in call.told().items()}
+    return {name: _written(value) for name, value in call.told().items()}
+
+
+def _written(value: Any) -> str:
+    """A value of an option as it stands in a URL: classes with commas between, true and false in lower case."""
+    if isinstance(value, (tuple, bool)):
+        return ",".join(value) if isinstance(value, tuple) else str(value).lower()
+    return str(value)
 
 
 def _path(call: Call) -> str:

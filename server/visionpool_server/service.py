@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
 from typing import Any, Literal, Protocol
@@ -78,7 +78,7 @@ class Service:
     async def annotate(self, model: Model, picture: bytes, ask: Ask, kind: PictureType) -> tuple[Prediction, bytes]:
         """The prediction, and the picture with it drawn in. The picture is decoded again for that: kept meanwhile, many
         of them would fill the memory."""
-        jobs = self._jobs(model, [picture], ask)
+        jobs = self._jobs(model, [picture], replace(ask, options=replace(ask.options, compact=None)))
         with model.pool.places(1):
             await self._run(model.pool, jobs, _timeout(model, ask))
             prediction = Prediction(jobs[0].future.result(), _timings(jobs[0]))

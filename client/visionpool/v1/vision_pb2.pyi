@@ -18,20 +18,24 @@ PICTURE_FORMAT_JPEG: PictureFormat
 PICTURE_FORMAT_PNG: PictureFormat
 
 class PredictOptions(_message.Message):
-    __slots__ = ("score_threshold", "iou_threshold", "top_k", "max_detections", "classes", "timeout_ms")
+    __slots__ = ("score_threshold", "iou_threshold", "top_k", "max_detections", "classes", "timeout_ms", "compact", "score_map")
     SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     IOU_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     MAX_DETECTIONS_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    COMPACT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_MAP_FIELD_NUMBER: _ClassVar[int]
     score_threshold: float
     iou_threshold: float
     top_k: int
     max_detections: int
     classes: _containers.RepeatedScalarFieldContainer[str]
     timeout_ms: float
-    def __init__(self, score_threshold: _Optional[float] = ..., iou_threshold: _Optional[float] = ..., top_k: _Optional[int] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., timeout_ms: _Optional[float] = ...) -> None: ...
+    compact: bool
+    score_map: bool
+    def __init__(self, score_threshold: _Optional[float] = ..., iou_threshold: _Optional[float] = ..., top_k: _Optional[int] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., timeout_ms: _Optional[float] = ..., compact: bool = ..., score_map: bool = ...) -> None: ...
 
 class PredictRequest(_message.Message):
     __slots__ = ("model", "version", "pictures", "options")
@@ -202,20 +206,22 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., hint: _Optional[str] = ..., retry_after: _Optional[float] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("detection", "classification", "segmentation", "ocr", "keypoints", "faces")
+    __slots__ = ("detection", "classification", "segmentation", "ocr", "keypoints", "faces", "embedding")
     DETECTION_FIELD_NUMBER: _ClassVar[int]
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     SEGMENTATION_FIELD_NUMBER: _ClassVar[int]
     OCR_FIELD_NUMBER: _ClassVar[int]
     KEYPOINTS_FIELD_NUMBER: _ClassVar[int]
     FACES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     detection: DetectionResult
     classification: ClassifyResult
     segmentation: SegmentationResult
     ocr: OCRResult
     keypoints: KeyPointDetectionResult
     faces: FaceDetectionResult
-    def __init__(self, detection: _Optional[_Union[DetectionResult, _Mapping]] = ..., classification: _Optional[_Union[ClassifyResult, _Mapping]] = ..., segmentation: _Optional[_Union[SegmentationResult, _Mapping]] = ..., ocr: _Optional[_Union[OCRResult, _Mapping]] = ..., keypoints: _Optional[_Union[KeyPointDetectionResult, _Mapping]] = ..., faces: _Optional[_Union[FaceDetectionResult, _Mapping]] = ...) -> None: ...
+    embedding: EmbeddingResult
+    def __init__(self, detection: _Optional[_Union[DetectionResult, _Mapping]] = ..., classification: _Optional[_Union[ClassifyResult, _Mapping]] = ..., segmentation: _Optional[_Union[SegmentationResult, _Mapping]] = ..., ocr: _Optional[_Union[OCRResult, _Mapping]] = ..., keypoints: _Optional[_Union[KeyPointDetectionResult, _Mapping]] = ..., faces: _Optional[_Union[FaceDetectionResult, _Mapping]] = ..., embedding: _Optional[_Union[EmbeddingResult, _Mapping]] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("xmin", "ymin", "xmax", "ymax")
@@ -250,14 +256,16 @@ class TextBox(_message.Message):
     def __init__(self, coordinates: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Mask(_message.Message):
-    __slots__ = ("data", "height", "width")
+    __slots__ = ("data", "height", "width", "rle")
     DATA_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
+    RLE_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     height: int
     width: int
-    def __init__(self, data: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
+    rle: str
+    def __init__(self, data: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., rle: _Optional[str] = ...) -> None: ...
 
 class DetectionResult(_message.Message):
     __slots__ = ("boxes", "scores", "label_ids", "labels", "rotated_boxes", "masks", "contain_masks")
@@ -287,21 +295,31 @@ class ClassifyResult(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, label_ids: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class EmbeddingResult(_message.Message):
+    __slots__ = ("embedding",)
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    embedding: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, embedding: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class SegmentationResult(_message.Message):
-    __slots__ = ("label_map", "score_map", "height", "width", "contain_score_map", "labels")
+    __slots__ = ("label_map", "score_map", "height", "width", "contain_score_map", "labels", "label_map_png", "score_map_png")
     LABEL_MAP_FIELD_NUMBER: _ClassVar[int]
     SCORE_MAP_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     CONTAIN_SCORE_MAP_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_MAP_PNG_FIELD_NUMBER: _ClassVar[int]
+    SCORE_MAP_PNG_FIELD_NUMBER: _ClassVar[int]
     label_map: _containers.RepeatedScalarFieldContainer[int]
     score_map: _containers.RepeatedScalarFieldContainer[float]
     height: int
     width: int
     contain_score_map: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, label_map: _Optional[_Iterable[int]] = ..., score_map: _Optional[_Iterable[float]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., contain_score_map: bool = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    label_map_png: bytes
+    score_map_png: bytes
+    def __init__(self, label_map: _Optional[_Iterable[int]] = ..., score_map: _Optional[_Iterable[float]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., contain_score_map: bool = ..., labels: _Optional[_Iterable[str]] = ..., label_map_png: _Optional[bytes] = ..., score_map_png: _Optional[bytes] = ...) -> None: ...
 
 class OCRResult(_message.Message):
     __slots__ = ("boxes", "text", "rec_scores", "cls_scores", "cls_labels")
@@ -318,14 +336,18 @@ class OCRResult(_message.Message):
     def __init__(self, boxes: _Optional[_Iterable[_Union[TextBox, _Mapping]]] = ..., text: _Optional[_Iterable[str]] = ..., rec_scores: _Optional[_Iterable[float]] = ..., cls_scores: _Optional[_Iterable[float]] = ..., cls_labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class KeyPointDetectionResult(_message.Message):
-    __slots__ = ("keypoints", "scores", "num_joints")
+    __slots__ = ("keypoints", "scores", "num_joints", "boxes", "box_scores")
     KEYPOINTS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     NUM_JOINTS_FIELD_NUMBER: _ClassVar[int]
+    BOXES_FIELD_NUMBER: _ClassVar[int]
+    BOX_SCORES_FIELD_NUMBER: _ClassVar[int]
     keypoints: _containers.RepeatedCompositeFieldContainer[Point]
     scores: _containers.RepeatedScalarFieldContainer[float]
     num_joints: int
-    def __init__(self, keypoints: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., scores: _Optional[_Iterable[float]] = ..., num_joints: _Optional[int] = ...) -> None: ...
+    boxes: _containers.RepeatedCompositeFieldContainer[Box]
+    box_scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, keypoints: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., scores: _Optional[_Iterable[float]] = ..., num_joints: _Optional[int] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., box_scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class FaceDetectionResult(_message.Message):
     __slots__ = ("boxes", "scores", "landmarks", "landmarks_per_face")

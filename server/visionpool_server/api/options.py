@@ -29,6 +29,10 @@ class PredictOptions(BaseModel):
     ] = None
     top_k: Annotated[int | None, Field(ge=1, le=100_000, description="Classification: so many classes.")] = None
     max_detections: Annotated[int | None, Field(ge=1, le=100_000, description="Detection: so many boxes.")] = None
+    compact: Annotated[
+        bool | None, Field(description="Masks as COCO's runs and maps of classes as PNG, instead of a number a pixel.")
+    ] = None
+    score_map: Annotated[bool | None, Field(description="Segmentation: the score of each pixel too.")] = None
     classes: Annotated[
         list[str] | None,
         BeforeValidator(_split),

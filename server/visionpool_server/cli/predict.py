@@ -49,6 +49,12 @@ def predict(
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     max_detections: Annotated[int | None, typer.Option(min=1)] = None,
     classes: Annotated[str, typer.Option(help="Only these: names or ids, with commas between.")] = "",
+    compact: Annotated[
+        bool | None, typer.Option("--compact", help="Masks as COCO's runs, maps of classes as PNG, in the JSON.")
+    ] = None,
+    score_map: Annotated[
+        bool | None, typer.Option("--score-map", help="Segmentation: the score of each pixel.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Ask this server instead of loading the model here.")] = None,
     device: flags.DeviceFlag = "CPU",
     precision: flags.PrecisionFlag = None,
@@ -62,6 +68,8 @@ def predict(
         top_k,
         max_detections,
         tuple(c.strip() for c in classes.split(",") if c.strip()),
+        compact,
+        score_map,
     )
     target = _Target(save, several=len(pictures) > 1) if save else None
     defaults = Defaults(device, 1, precision, backend)

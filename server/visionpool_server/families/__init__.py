@@ -6,7 +6,7 @@ A new family is one file here and one line in FAMILIES. Families never import ea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from typing import Any, Literal, Protocol, cast
 
@@ -21,19 +21,35 @@ Tensors = Mapping[str, NDArray[Any]]
 
 FAMILIES = {
     "classification": "visionpool_server.families.classification:Classification",
+    "embedding": "visionpool_server.families.embedding:Embedding",
     "yolov5": "visionpool_server.families.yolo:YoloV5",
     "yolov8": "visionpool_server.families.yolo:YoloV8",
+    "yolo_end2end": "visionpool_server.families.yolo_end2end:YoloEnd2End",
+    "yolox": "visionpool_server.families.yolox:YoloX",
+    "yolo_segmentation": "visionpool_server.families.yolo_segmentation:YoloSegmentation",
+    "yolo_obb": "visionpool_server.families.yolo_obb:YoloObb",
+    "yolo_pose": "visionpool_server.families.yolo_pose:YoloPose",
     "picodet": "visionpool_server.families.picodet:PicoDet",
+    "ppyoloe": "visionpool_server.families.ppyoloe:PpYoloe",
     "paddle_detection": "visionpool_server.families.paddle_detection:PaddleDetection",
+    "rtdetr": "visionpool_server.families.rtdetr:RtDetr",
+    "rcnn": "visionpool_server.families.rcnn:Rcnn",
+    "segmentation": "visionpool_server.families.segmentation:Segmentation",
+    "matting": "visionpool_server.families.matting:Matting",
+    "yolov5_face": "visionpool_server.families.yolov5_face:YoloV5Face",
+    "scrfd": "visionpool_server.families.scrfd:Scrfd",
 }
 ALIASES = {"yolo": "yolov8", "yolov11": "yolov8", "yolo11": "yolov8", "yolov6": "yolov5", "yolov7": "yolov5"}
-TASKS = {
+_OTHER_TASKS = {
     "classification": "classification",
-    "yolov5": "detection",
-    "yolov8": "detection",
-    "picodet": "detection",
-    "paddle_detection": "detection",
+    "embedding": "embedding",
+    "yolo_pose": "keypoints",
+    "segmentation": "segmentation",
+    "matting": "segmentation",
+    "yolov5_face": "faces",
+    "scrfd": "faces",
 }
+TASKS = {family: _OTHER_TASKS.get(family, "detection") for family in FAMILIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,12 @@ class Options:
     top_k: int | None = None
     max_detections: int | None = None
     classes: tuple[str, ...] = ()  # names or ids; empty: all
+    compact: bool | None = None  # masks and maps in a compact form instead of a number a pixel
+    score_map: bool | None = None  # segmentation: the score of each pixel too
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(f.name for f in fields(cls))
 
     def given(self) -> dict[str, Any]:
         """What is not left open, by name."""
@@ -78,6 +100,7 @@ class FamilySpec:
     input_size: tuple[int, int] | None = None  # (height, width) that the files ask for
     recipe: Recipe | None = None  # where model.yaml or a Paddle config gives the preprocessing
     defaults: Options = NO_OPTIONS
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what else `postprocess` says: the family's own
 
 
 class Family(Protocol):

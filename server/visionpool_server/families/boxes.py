@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from visionpool.results import DetectionResult
+from visionpool.results import DetectionResult, Result
 
 from visionpool_server.families import Options, Prepared, Tensors, class_ids, join_rows, label_of, split_by_row
 from visionpool_server.imaging.recipe import Geometry, Image, Recipe
@@ -19,8 +20,29 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a detector may have found, in the prepared picture. All fields are parallel.
+
+    `more`: what else a row says of its object, as the family lays it out: mask coefficients, joints, an angle.
+    """
+
+    boxes: Floats  # (N, 4) xyxy
+    scores: Floats  # (N,)
+    label_ids: Ints  # (N,)
+    more: Floats | None = None  # (N, k)
+
+    def take(self, which: NDArray[Any]) -> Candidates:
+        """Those of a mask (N,) or of indices."""
+        more = None if self.more is None else self.more[which]
+        return Candidates(self.boxes[which], self.scores[which], self.label_ids[which], more)
+
+
 class CandidateDetector:
-    """A detector whose graph ends in candidates, not yet suppressed. `candidates` is what differs from one to the next."""
+    """A detector whose graph ends in candidates, not yet suppressed.
+
+    `candidates` is what differs from one to the next; `suppressed` and `result` where boxes are not all there is.
+    """
 
     accepts = frozenset({"score_threshold", "iou_threshold", "max_detections", "classes"})
     recipe: Recipe
@@ -39,21 +61,28 @@ class CandidateDetector:
     def join(self, parts: Sequence[Tensors]) -> Tensors:
         return join_rows(parts)
 
-    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
+    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> Result:
         """Outputs: one picture's rows, without the batch dimension."""
         chosen = options.over(self.defaults)
         score, iou, limit = chosen.score_threshold, chosen.iou_threshold, chosen.max_detections
         assert score is not None and iou is not None and limit is not None
-        boxes, scores, label_ids = self.candidates(outputs, score)
+        found = self.candidates(outputs, score)
         if chosen.classes:
-            mask = allowed(label_ids, class_ids(chosen.classes, self.labels, self.class_count))
-            boxes, scores, label_ids = boxes[mask], scores[mask], label_ids[mask]
-        kept = non_maximum_suppression(boxes, scores, label_ids, iou, limit)
-        return detection_result(geometry.to_original(boxes[kept]), scores[kept], label_ids[kept], self.labels)
+            found = found.take(allowed(found.label_ids, class_ids(chosen.classes, self.labels, self.class_count)))
+        found = found.take(self.suppressed(found, iou, limit))
+        return self.result(found, outputs, geometry, chosen)
 
-    def candidates(self, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:
-        """Boxes (N, 4) xyxy in the prepared picture, scores (N,) over `threshold`, class ids (N,)."""
+    def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
+        """Those that score over `threshold`."""
         raise NotImplementedError
+
+    def suppressed(self, found: Candidates, iou_threshold: float, limit: int) -> NDArray[np.intp]:
+        """The indices that stay, best score first, at most `limit`."""
+        return non_maximum_suppression(found.boxes, found.scores, found.label_ids, iou_threshold, limit)
+
+    def result(self, found: Candidates, outputs: Tensors, geometry: Geometry, options: Options) -> Result:  # noqa: ARG002  families override it
+        """What the caller gets of those that stay."""
+        return detection_result(geometry.to_original(found.boxes), found.scores, found.label_ids, self.labels)
 
 
 def non_maximum_suppression(
@@ -76,6 +105,13 @@ def non_maximum_suppression(
     )  # its stubs ask for lists; it takes arrays, and faster
     kept_in_order = np.sort(np.asarray(kept, np.intp).reshape(-1))
     return order[kept_in_order[:limit]]
+
+
+def corners(xywh: Floats) -> Floats:
+    """(N, 4) centre x, y, width, height as xmin, ymin, xmax, ymax."""
+    half = xywh[:, 2:] / 2
+    xyxy: Floats = np.concatenate([xywh[:, :2] - half, xywh[:, :2] + half], axis=1)
+    return xyxy
 
 
 def _best_first(scores: Floats) -> NDArray[np.intp]:

@@ -19,7 +19,7 @@ from visionpool_server.families import (
     image_input,
     numbered,
 )
-from visionpool_server.families.boxes import CandidateDetector, Floats, Ints
+from visionpool_server.families.boxes import CandidateDetector, Candidates, Floats, Ints
 from visionpool_server.imaging.recipe import Arithmetic, Recipe, Resize
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -51,10 +51,10 @@ class PicoDet(CandidateDetector):
         self.class_count = spec.outputs[self._heads[0].scores][2]
         self.labels = spec.labels or numbered(self.class_count)
 
-    def candidates(self, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:
+    def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         found = [_decode(head, outputs, threshold) for head in self._heads]
         boxes, scores, label_ids = (np.concatenate(part) for part in zip(*found, strict=True))
-        return boxes, scores, label_ids
+        return Candidates(boxes, scores, label_ids)
 
 
 def _decode(head: _Head, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:

@@ -15,7 +15,7 @@ from visionpool_server.families import (
     image_input,
     numbered,
 )
-from visionpool_server.families.boxes import CandidateDetector, Floats, Ints
+from visionpool_server.families.boxes import CandidateDetector, Candidates, Floats, Ints, corners
 from visionpool_server.imaging.recipe import Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
@@ -38,9 +38,9 @@ class _Yolo(CandidateDetector):
         self.class_count = self._class_count(spec.outputs[self._output])
         self.labels = spec.labels or numbered(self.class_count)
 
-    def candidates(self, outputs: Tensors, threshold: float) -> tuple[Floats, Floats, Ints]:
+    def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         xywh, scores, label_ids = self._over(outputs[self._output], threshold)
-        return _corners(xywh), scores, label_ids
+        return Candidates(corners(xywh), scores, label_ids)
 
     def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
         """Boxes (N, 4) centre x, y, width, height in the prepared picture, scores (N,) over `threshold`, ids (N,)."""
@@ -85,13 +85,6 @@ class YoloV8(_Yolo):
 
     def _class_count(self, shape: tuple[int | None, ...]) -> int | None:
         return None if shape[1] is None else shape[1] - 4
-
-
-def _corners(xywh: Floats) -> Floats:
-    """(N, 4) centre x, y, width, height as xmin, ymin, xmax, ymax."""
-    half = xywh[:, 2:] / 2
-    corners: Floats = np.concatenate([xywh[:, :2] - half, xywh[:, :2] + half], axis=1)
-    return corners
 
 
 def _only_output(spec: FamilySpec) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from visionpool.errors import InvalidOption
 from visionpool.results import (
     ClassifyResult,
@@ -23,6 +24,7 @@ from visionpool.results import (
 )
 
 from visionpool_server.imaging.lettering import Picture, Style, color_of
+from visionpool_server.imaging.masks import map_of
 from visionpool_server.imaging.outlines import around, outline_of, pixel_of, put_dot, put_lines, put_mask
 from visionpool_server.imaging.tags import Row, put_panel, put_tags, tag_for
 
@@ -82,9 +84,9 @@ def _classification(image: Picture, style: Style, result: ClassifyResult) -> Non
 
 def _segmentation(image: Picture, style: Style, result: SegmentationResult) -> None:
     """Each class but a background in its colour, and a panel of the classes with their shares of the area."""
-    if not result.label_map or len(result.label_map) != result.shape[0] * result.shape[1]:
+    labels = _label_map(result)
+    if labels is None:
         return
-    labels = np.array(result.label_map, np.int32).reshape(result.shape)
     sized = cv2.resize(labels, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)
     ids, places, counts = np.unique(sized, return_inverse=True, return_counts=True)
     names = [_item(result.labels, label_id, f"#{label_id}") for label_id in ids.tolist()]
@@ -94,6 +96,14 @@ def _segmentation(image: Picture, style: Style, result: SegmentationResult) -> N
     np.copyto(image, mixed, where=shown[places.reshape(*sized.shape, 1)])
     best = sorted(np.flatnonzero(shown).tolist(), key=lambda i: -int(counts[i]))
     put_panel(image, style, [Row(names[i], counts[i] / sized.size, color_of(int(ids[i]))) for i in best])
+
+
+def _label_map(result: SegmentationResult) -> NDArray[np.int32] | None:
+    if result.label_map_png:
+        return map_of(result.label_map_png)
+    if not result.label_map or len(result.label_map) != result.shape[0] * result.shape[1]:
+        return None
+    return np.array(result.label_map, np.int32).reshape(result.shape)
 
 
 def _ocr(image: Picture, style: Style, result: OCRResult) -> None:

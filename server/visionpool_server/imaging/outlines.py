@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from visionpool.results import Mask
 
 from visionpool_server.imaging.lettering import Color, Picture, Pixel, Span, Style, blend
+from visionpool_server.imaging.masks import mask_of
 
 Polygon = NDArray[np.int32]  # (N, 2): x, y of pixels
 
@@ -72,11 +73,23 @@ def put_dot(image: Picture, style: Style, center: Pixel, color: Color) -> None:
 
 def put_mask(image: Picture, style: Style, mask: Mask, box: Sequence[float], color: Color) -> None:
     """Tints the pixels of an object and draws its contour. The mask starts at the corner of its box."""
-    rows, columns = mask.shape
-    corner = pixel_of([round(value) for value in box[:2]] if all(map(isfinite, box[:2])) else box[:2])
-    if corner is None or rows * columns != len(mask.data) or not mask.data:
+    covered = _covered(mask)
+    corner = (0, 0) if mask.rle else _corner(box)
+    if corner is None or covered is None:
         return
-    covered = np.array(mask.data, np.uint8).reshape(rows, columns)
     blend(image, covered * np.uint8(_MASK_OPACITY), corner, color)
     contours, _ = cv2.findContours(covered, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=corner)
     cv2.drawContours(image, contours, -1, color, max(1, style.line // 2), cv2.LINE_AA)
+
+
+def _covered(mask: Mask) -> NDArray[np.uint8] | None:
+    """(rows, columns) of 0 and 1, or None where the mask makes no sense."""
+    if mask.rle:
+        return mask_of(mask.rle, mask.shape)
+    if mask.shape[0] * mask.shape[1] != len(mask.data) or not mask.data:
+        return None
+    return np.array(mask.data, np.uint8).reshape(mask.shape)
+
+
+def _corner(box: Sequence[float]) -> Pixel | None:
+    return pixel_of([round(value) for value in box[:2]] if all(map(isfinite, box[:2])) else box[:2])

@@ -65,6 +65,12 @@ class Geometry:
         scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
         return self.clip((boxes - offset) / scale)
 
+    def points_to_original(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Points (N, 2) x, y in the prepared picture as points in the original one, which may lie beside it."""
+        offset = np.array([self.offset_x, self.offset_y], np.float32)
+        original: NDArray[np.float32] = (points - offset) / np.array([self.scale_x, self.scale_y], np.float32)
+        return original
+
     def clip(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) xyxy in the original picture, cut at its borders."""
         limit = np.array([self.width, self.height] * 2, np.float32)

@@ -13,7 +13,7 @@ from visionpool_server.backends import BACKENDS, Precision
 from visionpool_server.families import ALIASES, FAMILIES
 from visionpool_server.imaging.recipe import Size
 
-Task = Literal["classification", "detection", "segmentation", "ocr", "tensor"]
+Task = Literal["classification", "detection", "segmentation", "ocr", "keypoints", "faces", "embedding", "tensor"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
 Dimension = Annotated[int, Field(ge=-1, le=2**31 - 1)]  # -1 or 0: left dynamic
@@ -60,6 +60,8 @@ class Postprocess(_Part):
     iou_threshold: Share | None = None
     top_k: int | None = Field(None, ge=1)
     max_detections: int | None = Field(None, ge=1)
+    compact: bool | None = None
+    score_map: bool | None = None
 
 
 def _form(value: Any) -> str:

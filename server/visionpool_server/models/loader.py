@@ -9,6 +9,7 @@ from visionpool.errors import InvalidModel, SetupError
 
 from visionpool_server.backends import ImageInput, Signature, Source, TensorSpec, get_backend
 from visionpool_server.families import (
+    NO_OPTIONS,
     TASKS,
     Family,
     FamilySpec,
@@ -45,7 +46,7 @@ def _load(files: ModelFiles, defaults: Defaults) -> Model:
     written = read_bundle(files.config) if files.config else Bundle()
     backend_name = written.runtime.backend or defaults.backend or _usual_backend()
     backend = get_backend(backend_name)
-    source = _source(files, written, backend_name)
+    source = source_of(files, written, backend_name)
     signature = backend.read(source)
     found = Discovery(Bundle(), "nothing") if written.task == "tensor" else discover(files.folder, signature)
     bundle = written.over(found.bundle)
@@ -101,7 +102,7 @@ def _vision_model(
         signature=signature,
         family=family,
         labels=tuple(family.labels),
-        pool=loading.picture_pool(family, _image_input(family, picture)),
+        pool=loading.picture_pool(family, image_input_of(family, picture)),
         tensors=TensorSide(loading.second_pool),
     )
 
@@ -110,7 +111,7 @@ def _usual_backend() -> str:
     return "onnxruntime" if find_spec("onnxruntime") and not find_spec("openvino") else "openvino"
 
 
-def _source(files: ModelFiles, bundle: Bundle, backend: str) -> Source:
+def source_of(files: ModelFiles, bundle: Bundle, backend: str) -> Source:
     if backend == "remote":
         return _remote_source(files, bundle)
     if bundle.weights:
@@ -150,14 +151,16 @@ def _family_name(bundle: Bundle, signature: Signature) -> str | None:
 
 
 def _family_spec(bundle: Bundle, signature: Signature, folder: Path) -> FamilySpec:
-    finishing = bundle.postprocess
+    finishing = bundle.postprocess.model_dump(exclude_none=True)
+    options = {name: finishing.pop(name) for name in NO_OPTIONS.names() if name in finishing}
     return FamilySpec(
         inputs={spec.name: _shape(spec, bundle.runtime.shapes.get(spec.name, ())) for spec in signature.inputs},
         outputs={spec.name: spec.shape or () for spec in signature.outputs},
         labels=resolve_labels(bundle.labels, folder),
         input_size=bundle.input_size,
         recipe=None if bundle.preprocess is None else recipe_from(bundle.preprocess),
-        defaults=Options(finishing.score_threshold, finishing.iou_threshold, finishing.top_k, finishing.max_detections),
+        defaults=Options(**options),
+        settings=finishing,
     )
 
 
@@ -167,7 +170,7 @@ def _shape(spec: TensorSpec, fixed: tuple[int, ...]) -> tuple[int | None, ...]:
     return tuple(size if size > 0 else own for size, own in zip(fixed, known, strict=True)) if fixed else known
 
 
-def _image_input(family: Family, picture: TensorSpec) -> ImageInput:
+def image_input_of(family: Family, picture: TensorSpec) -> ImageInput:
     arithmetic = _arithmetic_for(picture, family.recipe.arithmetic)
     layout = picture_shape(picture.shape or ()).layout
     return ImageInput(picture.name, layout, arithmetic, family.recipe.output_size())
