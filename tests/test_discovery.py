@@ -726,5 +726,5 @@ def test_nothing_of_a_repository_is_passed_over_in_silence(tmp_path: Path) -> No
     (tmp_path / "pir").mkdir()
     (tmp_path / "pir" / "inference.json").write_text("{}")
     for path in (tmp_path, tmp_path / "pir"):
-        with pytest.raises(InvalidModel, match="paddle2onnx"):
+        with pytest.raises(InvalidModel, match="Paddle 3 program without its weights"):
             find_models(path)

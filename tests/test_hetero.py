@@ -258,3 +258,21 @@ def test_an_operator_missing_on_all_devices_is_named_with_what_is_left(
     message = refusal(elsewhere, swirling, **options)
     assert f"{options['device']} cannot run Swirl (" in message
     assert "runtime.backend: onnxruntime" in message
+
+
+def pinned_picodet(testdata: Path) -> dict[str, tuple[str, ...]]:
+    model = testdata / "models" / "picodet_s_320_paddle" / "model.pdmodel"
+    image = ImageInput("image", "NCHW", Arithmetic(), (320, 320))
+    options = LoadOptions(image=image, device=HETERO, cpu_operators=("Concat", "Transpose"))
+    engine = get_backend("openvino").load(Source(model), options)
+    picture = {
+        "image": np.zeros((1, 320, 320, 3), np.uint8),
+        "scale_factor": np.ones((1, 2), np.float32),
+    }
+    engine.clone().infer(picture)
+    return dict(engine.describe().devices)
+
+
+def test_weights_stay_with_the_operators_that_they_are_for(testdata: Path, elsewhere: Elsewhere[..., Any]) -> None:
+    """Left on the other device, they would reach a convolution as a tensor, which no plugin takes."""
+    assert elsewhere(pinned_picodet, testdata)["CPU"] == ("Concat", "Transpose")

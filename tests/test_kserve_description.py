@@ -172,6 +172,8 @@ class Stub:
     task: str = "tensor"
     labels: tuple[str, ...] = ()
     family: None = None
+    pipeline: None = None
+    taking_pictures: None = None
     tensors: None = None
 
     @property

@@ -26,7 +26,9 @@ from visionpool_server.imaging.recipe import (
     Resize,
     ResizeShort,
     Step,
+    Undo,
 )
+from visionpool_server.imaging.sizes import LimitLong, LimitShort, PadToAspect, ResizeLong, ResizeToMultiple
 from visionpool_server.models.preprocess import recipe_from
 
 from tests import tiny_models
@@ -40,6 +42,12 @@ GEOMETRIC: st.SearchStrategy[Step] = st.one_of(
     st.builds(Letterbox, target),
     st.builds(Pad, target),
     st.builds(PadToStride, st.integers(1, 64)),
+    st.builds(Resize, target, st.booleans(), st.just("linear"), st.just(True), st.integers(1, 16)),
+    st.builds(ResizeLong, st.integers(1, 300), st.just("linear"), st.one_of(st.none(), st.integers(1, 32))),
+    st.builds(LimitLong, st.integers(50, 300), st.integers(1, 50)),
+    st.builds(LimitShort, st.integers(20, 100), st.integers(1, 20)),
+    st.builds(ResizeToMultiple, st.integers(1, 32)),
+    st.builds(PadToAspect, st.floats(0.5, 2)),
 )
 
 
@@ -141,6 +149,53 @@ def test_pad_and_pad_to_stride_grow_to_the_bottom_and_right() -> None:
     assert geometry == Geometry(2, 3)
     assert apply(PadToStride(32), flat(33, 64))[0].shape == (64, 64, 3)
     assert apply(Pad((4, 5)), flat(6, 3))[0].shape == (6, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("step", "size", "expected"),
+    [
+        (ResizeLong(100), (50, 200), (25, 100)),
+        (ResizeLong(100, multiple=32), (50, 200), (32, 128)),
+        (ResizeShort(64, limit=96, multiple=8), (50, 200), (24, 96)),
+        (Resize((60, 90), multiple=32), (50, 200), (64, 96)),
+        (LimitLong(max=100, min=40), (50, 200), (25, 100)),
+        (LimitLong(max=100, min=40), (10, 20), (20, 40)),
+        (LimitLong(max=100, min=40), (60, 50), (60, 50)),
+        (LimitShort(max=25), (50, 200), (25, 100)),
+        (LimitShort(min=100), (50, 200), (100, 400)),
+        (ResizeToMultiple(32), (70, 100), (64, 96)),
+        (ResizeToMultiple(32), (7, 100), (32, 96)),
+        (PadToAspect(1.5), (50, 60), (50, 75)),
+        (PadToAspect(1.5), (50, 120), (80, 120)),
+        (PadToAspect(2.0), (50, 100), (50, 100)),
+    ],
+)
+def test_steps_to_sides_of_a_kind(step: Step, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    image, geometry = apply(step, flat(*size))
+    assert image.shape[:2] == expected
+    stretched = not isinstance(step, PadToAspect)
+    assert (geometry.scale_y, geometry.scale_x) == (
+        (expected[0] / size[0], expected[1] / size[1]) if stretched else (1.0, 1.0)
+    )
+
+
+@pytest.mark.parametrize("step", [LimitShort(min=512), ResizeToMultiple(4096), PadToStride(8192), PadToAspect(1.0)])
+def test_a_picture_that_a_step_would_blow_up_is_refused_before_memory_is_spent(step: Step) -> None:
+    thread = np.broadcast_to(np.uint8(0), (30_000, 1, 3))
+    with pytest.raises(TooLarge, match="1x30000 becomes") as refusal:
+        apply(step, thread)
+    assert refusal.value.hint
+
+
+def test_the_way_back_of_maps_is_kept_step_by_step() -> None:
+    steps = (ResizeLong(64), Pad((64, 64)), CenterCrop((60, 62)))
+    _, geometry = Recipe(steps).prepare(flat(50, 200))
+    assert geometry.undo == (Undo((64, 64), (-2, -1)), Undo((16, 64), (0, 0)), Undo((50, 200)))
+
+
+def test_margins_may_have_a_colour() -> None:
+    image, _ = apply(Pad((2, 2), fill=(1, 2, 3)), flat(1, 1))
+    assert image[1, 1].tolist() == [1, 2, 3]
 
 
 def test_gray_weighs_the_channels_as_bt601() -> None:
@@ -331,7 +386,7 @@ def test_a_preprocess_list_becomes_a_recipe() -> None:
         ({"resise": 3}, r"preprocess\[0\]: unknown step 'resise' \(allowed: resize, .*normalize\)"),
         (
             {"resize": {"sise": 3}},
-            r"preprocess\[0\].resize: unknown key sise \(allowed: size, keep_ratio, interpolation\)",
+            r"preprocess\[0\].resize: unknown key sise \(allowed: size, keep_ratio, interpolation, .*\)",
         ),
         ({"resize": "big"}, r"preprocess\[0\].resize.size: "),
         ({"resize": {"size": [1, 2, 3]}}, r"preprocess\[0\].resize.size"),

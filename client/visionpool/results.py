@@ -51,7 +51,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A part of a picture. `data`: `shape[0] * shape[1]` values of 0 or 1, row by row, cropped to its box.
+    """A part of a picture. `data`: `shape[0] * shape[1]` values of 0 or 1, row by row, cropped to its box: the pixels whose
+    centres lie in it, columns round(xmin) to round(xmax) - 1 and rows round(ymin) to round(ymax) - 1, as Python rounds.
 
     Where `compact` was asked for, `data` is empty, `shape` that of the whole picture, and `rle` has the runs as COCO's tools
     read them: `pycocotools.mask.decode({"size": mask.shape, "counts": mask.rle})`.
@@ -117,6 +118,10 @@ class SegmentationResult(Result):
     label_map_png: str = ""
     score_map_png: str = ""
 
+    @classmethod
+    def _field(cls, name: str, value: Any) -> Any:
+        return tuple(value) if name in ("label_map", "score_map") else _frozen(value)  # a million values take a while
+
 
 @dataclass(frozen=True, slots=True)
 class OCRResult(Result):
@@ -132,7 +137,10 @@ class OCRResult(Result):
 
 @dataclass(frozen=True, slots=True)
 class KeyPointDetectionResult(Result):
-    """Joints of all persons found, best person first: `num_joints` points each. `boxes`, `box_scores`: one a person."""
+    """Joints of all persons found, best person first: `num_joints` points each, which may lie beside the picture.
+
+    `scores`: how sure the model is of each joint; empty where it does not say. `boxes`, `box_scores`: one a person.
+    """
 
     type: ClassVar[str] = "keypoints"
     keypoints: tuple[Point, ...] = ()

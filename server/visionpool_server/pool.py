@@ -59,7 +59,7 @@ class Pool:
         alone = all(engine.max_batch_size == 1 and engine.on_cpu for engine, _ in engines)
         self.prepares = alone and self.slots >= cpu_count()
         self._places = options.max_queue_size + sum(engine.max_batch_size * count for engine, count in engines)
-        self._quick_bytes = min(engine.quick_bytes for engine, _ in engines)
+        self._quick_bytes = min((engine.quick_bytes for engine, _ in engines), default=0)
         self._idle: list[Execution] = []  # of `run_at_once`
         self._queue = JobQueue(self._places)  # who was admitted is not refused here, after its picture was decoded
         self._workers: list[Worker] = []

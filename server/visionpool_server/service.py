@@ -2,6 +2,8 @@
 
 bytes -> decode -> prepare -> [queue -> infer -> finish] -> result
          stage thread         a worker of the model's pool
+
+What becomes of a picture that goes through several models is said in `reading`.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from visionpool_server.imaging.recipe import Geometry, Image
 from visionpool_server.models.loader import Model
 from visionpool_server.models.repository import Repository
 from visionpool_server.pool import Pool
+from visionpool_server.reading.reader import Reader
+from visionpool_server.reading.side_by_side import Failed
 from visionpool_server.statistics import Stages
 
 PictureType = Literal["jpeg", "png"]
@@ -63,6 +67,7 @@ class Service:
         self.models = models
         self.stages = ThreadPoolExecutor(threads or cpu_count(), "stage")
         self._max_pixels = max_pixels
+        self._reader = Reader(self)
 
     async def predict(self, model: Model, picture: bytes, ask: Ask = Ask()) -> Prediction:
         """Raises RequestError for the caller's faults, QueueFull, DeadlineExceeded, InferenceFailed."""
@@ -70,6 +75,8 @@ class Service:
 
     async def predict_many(self, model: Model, pictures: Sequence[bytes], ask: Ask = Ask()) -> list[Prediction]:
         """All or nothing: the first picture that fails ends the call, and the error says which it was."""
+        if model.pipeline:
+            return (await self.read_many(model, pictures, ask))[0]
         jobs = self._jobs(model, pictures, ask)
         with model.pool.places(len(jobs)):
             await self._run(model.pool, jobs, _timeout(model, ask))
@@ -78,12 +85,50 @@ class Service:
     async def annotate(self, model: Model, picture: bytes, ask: Ask, kind: PictureType) -> tuple[Prediction, bytes]:
         """The prediction, and the picture with it drawn in. The picture is decoded again for that: kept meanwhile, many
         of them would fill the memory."""
-        jobs = self._jobs(model, [picture], replace(ask, options=replace(ask.options, compact=None)))
+        ask = replace(ask, options=replace(ask.options, compact=None))
+        check_options(model, ask.options)
+        jobs = [] if model.pipeline else self._jobs(model, [picture], ask)
         with model.pool.places(1):
-            await self._run(model.pool, jobs, _timeout(model, ask))
-            prediction = Prediction(jobs[0].future.result(), _timings(jobs[0]))
+            if model.pipeline:
+                ((prediction,), _) = await self._read(model, [picture], ask)
+            else:
+                await self._run(model.pool, jobs, _timeout(model, ask))
+                prediction = Prediction(jobs[0].future.result(), _timings(jobs[0]))
             draw_it = partial(_drawn, picture, prediction.result, kind, self._max_pixels)
             return prediction, await asyncio.get_running_loop().run_in_executor(self.stages, draw_it)
+
+    async def read_many(
+        self, model: Model, pictures: Sequence[bytes | Image], ask: Ask = Ask(), priority: int = DEFAULT_PRIORITY
+    ) -> tuple[list[Prediction], Stages]:
+        """`predict_many` of a pipeline, which takes encoded pictures, and (H, W, 3) RGB pixels."""
+        check_options(model, ask.options)
+        with model.pool.places(len(pictures)):
+            return await self._read(model, pictures, ask, priority)
+
+    async def _read(
+        self, model: Model, pictures: Sequence[bytes | Image], ask: Ask, priority: int = DEFAULT_PRIORITY
+    ) -> tuple[list[Prediction], Stages]:
+        """For callers that have places."""
+        started = time.monotonic()
+        statistics = model.pool.statistics
+        try:
+            readings = await self._reader.read(model, pictures, ask.options, _timeout(model, ask), priority)
+        except Failed as failed:
+            statistics.failed(time.monotonic() - started)
+            raise _named(failed.error, failed.index, len(pictures)) from failed.error
+        except (VisionpoolError, asyncio.CancelledError):
+            statistics.failed(time.monotonic() - started)
+            raise
+        for _, times in readings:
+            statistics.executed(1, times.decode + times.prepare, times.infer)
+            statistics.finished(1, times.finish)
+        stages = _slowest([times.stages() for _, times in readings])
+        statistics.succeeded(time.monotonic() - started, stages)
+        return [Prediction(result, times.in_milliseconds()) for result, times in readings], stages
+
+    def decoded(self, picture: bytes) -> Image:
+        """Raises RequestError. For stage threads."""
+        return decode(picture, max_pixels=self._max_pixels)
 
     async def run(self, pool: Pool, jobs: Sequence[Job], limit: float) -> Stages:
         """Has all `jobs` done within `limit` seconds, or raises what the first to fail met: see `predict_many`."""
@@ -160,10 +205,15 @@ def _raise_failure(jobs: Sequence[Job]) -> None:
         error = job.future.exception() if done else None
         if error is None:
             continue
-        told = copy(error)  # others of the same batch may have met the very same
-        if len(jobs) > 1 and isinstance(told, VisionpoolError):
-            told.message = f"picture {index + 1} of {len(jobs)}: {told.message}"
-        raise told from error
+        raise _named(error, index, len(jobs)) from error
+
+
+def _named(error: BaseException, index: int, count: int) -> BaseException:
+    """A copy, as others of the same batch may have met the very same, led by which picture of a request met it."""
+    told = copy(error)
+    if count > 1 and isinstance(told, VisionpoolError):
+        told.message = f"picture {index + 1} of {count}: {told.message}"
+    return told
 
 
 def _prepare_and_submit(pool: Pool, job: Job) -> None:
@@ -256,25 +306,23 @@ def _timings(job: Job) -> dict[str, float]:
 
 def _stages(jobs: Sequence[Job]) -> Stages:
     """Where the time of a request went; of several jobs the slowest in each stage."""
-    if len(jobs) == 1:
-        job = jobs[0]
-        return Stages(job.queue_s, job.decode_s + job.prepare_s, job.infer_s, job.finish_s)
-    return Stages(
-        max(job.queue_s for job in jobs),
-        max(job.decode_s + job.prepare_s for job in jobs),
-        max(job.infer_s for job in jobs),
-        max(job.finish_s for job in jobs),
-    )
+    return _slowest([Stages(job.queue_s, job.decode_s + job.prepare_s, job.infer_s, job.finish_s) for job in jobs])
+
+
+def _slowest(stages: Sequence[Stages]) -> Stages:
+    return stages[0] if len(stages) == 1 else Stages(*map(max, zip(*stages, strict=True)))
 
 
 def check_options(model: Model, options: Options) -> None:
     """An option that means nothing to this kind of model is an error: silence would look like an effect."""
-    if options is NO_OPTIONS or model.family is None:
+    taking = model.taking_pictures
+    if options is NO_OPTIONS or taking is None:
         return
     for name in options.given():
-        if name not in model.family.accepts:
+        if name not in taking.accepts:
+            takes = sorted(taking.accepts.intersection(Options.names()))
             raise InvalidOption(
                 f"{name} means nothing to {model.name}, a {model.family_name} model",
-                hint=f"it takes {', '.join(sorted(model.family.accepts))}",
+                hint=f"it takes {', '.join(takes) or 'no options'}",
             )
-    class_ids(options.classes, model.family.labels, model.family.class_count)
+    class_ids(options.classes, taking.labels, taking.class_count)

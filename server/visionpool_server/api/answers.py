@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from visionpool.results import Result
 
 from visionpool_server.backends import TensorSpec
+from visionpool_server.families import Options
 from visionpool_server.models.loader import Model
 from visionpool_server.service import Prediction
 
@@ -49,15 +50,18 @@ def describe(model: Model) -> dict[str, Any]:
                 "max_batch_size": engine.max_batch_size,
                 "batch_sizes": list(engine.batch_sizes),
                 "operators": {device: list(kinds) for device, kinds in placement.devices.items()},
+                "shapes": asdict(use) if (use := engine.shape_use()) else None,
+                "advice": placement.advice,
             }
         )
-    batching = model.bundle.batching
+    batching, taking = model.bundle.batching, model.taking_pictures
     return {
         **summary(model),
         "source": model.source,
         "labels": list(model.labels),
-        "options": sorted(model.family.accepts) if model.family else [],
-        "defaults": model.family.defaults.given() if model.family else {},
+        "options": sorted(taking.accepts.intersection(Options.names())) if taking else [],
+        "defaults": taking.defaults.given() if taking else {},
+        "activation": _activation(model),
         "inputs": [_tensor(spec) for spec in model.signature.inputs],
         "outputs": [_tensor(spec) for spec in model.signature.outputs],
         "device": ", ".join(dict.fromkeys(group["device"] for group in groups)),
@@ -69,7 +73,20 @@ def describe(model: Model) -> dict[str, Any]:
             "timeout_ms": batching.timeout_ms,
         },
         "restarts": model.pool.restarts,
+        "steps": steps_of(model),
     }
+
+
+def steps_of(model: Model) -> dict[str, str]:
+    """The models that a pipeline is made of, by step."""
+    steps = model.pipeline.steps if model.pipeline else {}
+    return {step: named.name if isinstance(named, Model) else named for step, named in steps.items()}
+
+
+def _activation(model: Model) -> str | None:
+    """What is applied to the outputs to make scores of them; None for a family that does not ask."""
+    activation: str | None = getattr(model.family, "activation", "")
+    return "by their values" if activation is None else activation or None
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -61,6 +61,14 @@ class TensorDescription(BaseModel):
     dtype: str
 
 
+class ShapeUse(BaseModel):
+    """So many shapes of inputs are compiled, of at most `limit`; `dropped` gave way to others so far."""
+
+    limit: int
+    compiled: int
+    dropped: int
+
+
 class WorkerGroup(BaseModel):
     backend: str
     device: str
@@ -69,6 +77,8 @@ class WorkerGroup(BaseModel):
     max_batch_size: int
     batch_sizes: list[int]
     operators: dict[str, list[str]]  # device -> the types of operators that it runs, where the runtime tells
+    shapes: ShapeUse | None  # of dynamic inputs, where the runtime compiles for each
+    advice: str | None  # what to set for it to run better
 
 
 class BatchingDescription(BaseModel):
@@ -82,6 +92,7 @@ class ModelDescription(ModelSummary):
     labels: list[str]
     options: list[str]
     defaults: dict[str, float]
+    activation: str | None  # what makes scores of the outputs: none, sigmoid, softmax, or what their values ask for
     inputs: list[TensorDescription]
     outputs: list[TensorDescription]
     device: str
@@ -89,6 +100,7 @@ class ModelDescription(ModelSummary):
     workers: list[WorkerGroup]
     batching: BatchingDescription
     restarts: int
+    steps: dict[str, str]  # of a pipeline: step -> model
 
 
 def inlined(model: type[BaseModel]) -> dict[str, Any]:

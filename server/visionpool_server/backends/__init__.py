@@ -18,8 +18,8 @@ from visionpool.errors import BackendUnavailable, InvalidModel
 from visionpool_server.imaging.recipe import Arithmetic
 
 Tensors = Mapping[str, NDArray[Any]]
-Precision = Literal["f32", "bf16", "f16"]
-Layout = Literal["NCHW", "NHWC"]
+Precision = Literal["f32", "bf16", "f16", "int8"]  # int8: of a model that was quantised before
+Layout = Literal["NCHW", "NHWC", "CHW"]  # CHW: a model of one picture, without a batch dimension
 
 BACKENDS = {
     "openvino": "visionpool_server.backends.openvino:OpenVinoBackend",
@@ -28,6 +28,7 @@ BACKENDS = {
     "fake": "visionpool_server.backends.fake:FakeBackend",
 }
 _EXTRAS = {"openvino": "server,openvino", "onnxruntime": "server,onnxruntime", "remote": "server"}
+Ending = Literal["softmax", "sigmoid", "argmax", "logits"]  # logits: a linear layer, whose numbers are no scores yet
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "float32", "float64", "bfloat16", "bytes"),
@@ -70,16 +71,19 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    endings: Mapping[str, Ending] = field(default_factory=dict)  # by output, of those whose last operator tells it
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """The input that takes the picture: the engine takes uint8 (N, H, W, 3) RGB there and does the arithmetic itself."""
+    """The input that takes the picture: the engine takes (N, H, W, 3) RGB there, uint8 or, where its values are no whole
+    numbers, float32, and does the arithmetic itself."""
 
     name: str
     layout: Layout
     arithmetic: Arithmetic
     size: tuple[int, int] | None = None  # (height, width); None leaves it dynamic
+    dtype: Literal["uint8", "float32"] = "uint8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ class LoadOptions:
     max_batch_size: int | None = None
     batch_sizes: tuple[int, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    max_shapes: int = 8  # of dynamic inputs: so many stay compiled
     cpu_operators: tuple[str, ...] = ()
     cache_dir: Path | None = None
     hang_timeout: float | None = None  # seconds after which a worker that waits for a batch is replaced
@@ -111,6 +116,16 @@ class Placement:
     device: str
     precision: str
     devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    advice: str | None = None  # what to set for it to run better
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeUse:
+    """The shapes of its dynamic inputs that an engine holds compiled, of how many at most, and how many gave way so far."""
+
+    limit: int
+    compiled: int
+    dropped: int
 
 
 class Context(Protocol):
@@ -159,6 +174,9 @@ class Engine(Protocol):
 
     def describe(self) -> Placement: ...
 
+    def shape_use(self) -> ShapeUse | None:
+        """None where all shapes are fixed, or the runtime keeps nothing for each."""
+
     def close(self) -> None: ...
 
 
@@ -194,6 +212,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 def zeros(shape: Sequence[int], dtype: str) -> NDArray[Any]:
     """An array of zeros: False among booleans, and "0" among strings, which a model that reads numbers can read."""
     return np.full(shape, b"0", object) if dtype == "bytes" else np.zeros(shape, numpy_dtype(dtype))
+
+
+def ones(shape: Sequence[int], dtype: str) -> NDArray[Any]:
+    """An array of ones: what a vision model takes beside its picture is sizes and scales, and divided by."""
+    return np.full(shape, b"1", object) if dtype == "bytes" else np.ones(shape, numpy_dtype(dtype))
 
 
 def refuse_unknown_types(signature: Signature) -> None:

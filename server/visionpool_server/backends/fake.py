@@ -88,6 +88,9 @@ class FakeEngine:
     def describe(self) -> Placement:
         return Placement("fake", "none", "f32")
 
+    def shape_use(self) -> None:
+        """Nothing is kept for each shape."""
+
     def close(self) -> None:
         """Nothing is held."""
 

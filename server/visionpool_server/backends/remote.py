@@ -35,6 +35,7 @@ from visionpool_server.backends import (
     Tensors,
     TensorSpec,
     numpy_dtype,
+    ones,
     refuse_unknown_types,
     zeros,
 )
@@ -135,11 +136,15 @@ class RemoteEngine:
                 height, width = image.size or (known[at] or 32, known[at + 1] or 32)
                 tensors[spec.name] = np.zeros((rows, height, width, len(image.arithmetic.mean)), np.uint8)
             else:
-                tensors[spec.name] = zeros([rows, *(size or 1 for size in known[1:])], spec.dtype)
+                fill = ones if image else zeros
+                tensors[spec.name] = fill([rows, *(size or 1 for size in known[1:])], spec.dtype)
         return tensors
 
     def describe(self) -> Placement:
         return Placement("remote", self._peer.url, "as there")
+
+    def shape_use(self) -> None:
+        """Nothing is kept for each shape."""
 
     def close(self) -> None:
         """Closes the connection: a context that waits for an answer fails as Unavailable."""
@@ -186,6 +191,11 @@ class RemoteContext:
 
 
 def _refuse_what_it_lacks(options: LoadOptions) -> None:
+    if options.image and options.image.layout == "CHW":
+        raise InvalidModel(
+            f"input {options.image.name!r} takes one picture without a batch dimension, which is not sent to other servers",
+            hint="export the model with a batch dimension",
+        )
     if options.cpu_operators:
         raise InvalidModel(
             "cpu_operators is OpenVINO's", hint="leave it out: the far server places its operators itself"

@@ -10,6 +10,12 @@ import typer
 from rich.console import Console
 from visionpool.errors import VisionpoolError
 
+from visionpool_server.cli.build import EXAMPLES as BUILD_EXAMPLES
+from visionpool_server.cli.build import build
+from visionpool_server.cli.evaluate import EXAMPLES as EVALUATE_EXAMPLES
+from visionpool_server.cli.evaluate import evaluate
+from visionpool_server.cli.inspect import EXAMPLES as INSPECT_EXAMPLES
+from visionpool_server.cli.inspect import inspect
 from visionpool_server.cli.predict import EXAMPLES as PREDICT_EXAMPLES
 from visionpool_server.cli.predict import predict
 from visionpool_server.cli.serve import EXAMPLES as SERVE_EXAMPLES
@@ -33,6 +39,9 @@ app = typer.Typer(
 )
 app.command(epilog=SERVE_EXAMPLES)(serve)
 app.command(epilog=PREDICT_EXAMPLES)(predict)
+app.command(epilog=EVALUATE_EXAMPLES)(evaluate)
+app.command(epilog=INSPECT_EXAMPLES)(inspect)
+app.command(epilog=BUILD_EXAMPLES)(build)
 
 
 def _show_version(wanted: bool) -> None:

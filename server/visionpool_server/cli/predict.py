@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from visionpool.errors import InvalidImage, InvalidSetting, TooLarge, UnsupportedMedia
-from visionpool.results import ClassifyResult, DetectionResult, Result
+from visionpool.results import ClassifyResult, DetectionResult, OCRResult, Result
 
 from visionpool_server import settings as flags
 from visionpool_server.families import Options
@@ -102,7 +103,7 @@ def _loaded(model: str, options: Options, defaults: Defaults, max_pixels: int) -
     if not path.exists() and (DEMO_MODELS / model).is_dir():
         path = DEMO_MODELS / model
     with offline([path], defaults, max_pixels=max_pixels) as service, asyncio.Runner() as runner:
-        loaded = list(service.models)
+        loaded = [model for model in service.models if not model.part_of]
         if len(loaded) != 1:
             names = ", ".join(m.name for m in loaded)
             raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
@@ -175,6 +176,11 @@ def table(result: Result) -> Table:
             shown.add_column("score", justify="right")
             for label, score in zip(result.labels, result.scores, strict=True):
                 shown.add_row(label, f"{score:.4f}")
+        case OCRResult() if result.text:
+            for column in ("text", "score", "box"):
+                shown.add_column(column, justify="right" if column == "score" else "left")
+            for text, score, corners in zip(result.text, result.rec_scores, result.boxes, strict=True):
+                shown.add_row(escape(text), f"{score:.3f}", " ".join(map(str, corners)))
         case _:
             shown.add_column("field")
             shown.add_column("value")

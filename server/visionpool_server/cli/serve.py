@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from visionpool_server import settings as flags
+from visionpool_server.api.answers import steps_of
 from visionpool_server.models.loader import Defaults, Model
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -94,7 +95,12 @@ class _Progress:
 
     def loaded(self, model: Model) -> None:
         self._first = self._first or model
-        places = []
+        for part in model.parts:
+            self._tell(part)
+        self._tell(model)
+
+    def _tell(self, model: Model) -> None:
+        places = [f"steps: {', '.join(steps_of(model).values())}"] if model.pipeline else []
         for (_, count), placement in zip(model.pool.engines, model.pool.placements, strict=True):
             workers = f"{count} worker{'s' if count > 1 else ''}"
             places.append(f"{placement.backend} {placement.device} {placement.precision}, {workers}")
@@ -102,15 +108,16 @@ class _Progress:
             f"  {model.name}  {model.task} ({model.family_name}, from {model.source})  {'; '.join(places)}",
             markup=False,
         )
-        if model.advice:
-            self._console.print(f"      {model.advice}", markup=False, style="yellow")
+        for advice in (model.advice, *(placement.advice for placement in model.pool.placements)):
+            if advice:
+                self._console.print(f"      {advice}", markup=False, style="yellow")
 
     def ready(self, url: str, grpc_address: str) -> None:
         name = self._first.name if self._first else "MODEL"
         self._console.print(f"visionpool is ready at {url}", style="bold green")
         self._console.print(f"  gRPC                {grpc_address}")
         self._console.print(f"  API documentation   {url}/docs")
-        if self._first is None or self._first.family is None:
+        if self._first is None or self._first.taking_pictures is None:
             self._console.print(f"  metadata            curl {url}/v2/models/{name}")
             return
         self._console.print(

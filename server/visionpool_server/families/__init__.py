@@ -34,10 +34,14 @@ FAMILIES = {
     "paddle_detection": "visionpool_server.families.paddle_detection:PaddleDetection",
     "rtdetr": "visionpool_server.families.rtdetr:RtDetr",
     "rcnn": "visionpool_server.families.rcnn:Rcnn",
+    "solov2": "visionpool_server.families.solov2:SoloV2",
     "segmentation": "visionpool_server.families.segmentation:Segmentation",
     "matting": "visionpool_server.families.matting:Matting",
     "yolov5_face": "visionpool_server.families.yolov5_face:YoloV5Face",
     "scrfd": "visionpool_server.families.scrfd:Scrfd",
+    "ocr_detection": "visionpool_server.families.ocr_detection:OcrDetection",
+    "ocr_direction": "visionpool_server.families.ocr_direction:OcrDirection",
+    "ocr_recognition": "visionpool_server.families.ocr_recognition:OcrRecognition",
 }
 ALIASES = {"yolo": "yolov8", "yolov11": "yolov8", "yolo11": "yolov8", "yolov6": "yolov5", "yolov7": "yolov5"}
 _OTHER_TASKS = {
@@ -48,6 +52,9 @@ _OTHER_TASKS = {
     "matting": "segmentation",
     "yolov5_face": "faces",
     "scrfd": "faces",
+    "ocr_detection": "ocr",
+    "ocr_direction": "classification",
+    "ocr_recognition": "ocr",
 }
 TASKS = {family: _OTHER_TASKS.get(family, "detection") for family in FAMILIES}
 
@@ -101,6 +108,8 @@ class FamilySpec:
     recipe: Recipe | None = None  # where model.yaml or a Paddle config gives the preprocessing
     defaults: Options = NO_OPTIONS
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else `postprocess` says: the family's own
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # of inputs and outputs, as backends name them
+    endings: Mapping[str, str] = field(default_factory=dict)  # of outputs whose last operator tells what they are
 
 
 class Family(Protocol):
@@ -195,13 +204,15 @@ def image_input(spec: FamilySpec) -> tuple[str, tuple[int, int] | None]:
 class PictureShape:
     """How an input takes a picture. `size`: (height, width) where the file fixes both."""
 
-    layout: Literal["NCHW", "NHWC"]
+    layout: Literal["NCHW", "NHWC", "CHW"]
     size: tuple[int, int] | None
     channels: int | None
 
 
 def picture_shape(shape: Sequence[int | None]) -> PictureShape:
-    """`shape` of four dimensions: the channels are where a 1 or a 3 stands, first where both could be."""
+    """`shape` of four dimensions: the channels are where a 1 or a 3 stands, first where both could be. Of three: CHW."""
+    if len(shape) == 3:
+        return PictureShape("CHW", (shape[1], shape[2]) if shape[1] and shape[2] else None, shape[0])
     last = shape[3] in (1, 3) and shape[1] not in (1, 3)
     height, width = shape[1:3] if last else shape[2:4]
     return PictureShape(

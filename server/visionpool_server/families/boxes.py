@@ -16,6 +16,8 @@ from visionpool_server.imaging.recipe import Geometry, Image, Recipe
 
 MAX_CANDIDATES = 30_000  # Ultralytics' `max_nms`: bounds the time that one hostile threshold can take
 
+_BEYOND = 1e7  # pixels
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -49,7 +51,7 @@ class CandidateDetector:
     image_input: str
     labels: tuple[str, ...]
     class_count: int | None
-    defaults: Options  # with score_threshold, iou_threshold and max_detections set
+    defaults: Options  # with score_threshold and max_detections set, and iou_threshold where suppression is left to do
 
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         prepared, geometry = self.recipe.prepare(image, geometry)
@@ -64,9 +66,13 @@ class CandidateDetector:
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> Result:
         """Outputs: one picture's rows, without the batch dimension."""
         chosen = options.over(self.defaults)
-        score, iou, limit = chosen.score_threshold, chosen.iou_threshold, chosen.max_detections
-        assert score is not None and iou is not None and limit is not None
-        found = self.candidates(outputs, score)
+        score, limit = chosen.score_threshold, chosen.max_detections
+        iou = (
+            1.0 if chosen.iou_threshold is None else chosen.iou_threshold
+        )  # None: the graph leaves no two of one object
+        assert score is not None and limit is not None
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = _meaningful(self.candidates(outputs, score))
         if chosen.classes:
             found = found.take(allowed(found.label_ids, class_ids(chosen.classes, self.labels, self.class_count)))
         found = found.take(self.suppressed(found, iou, limit))
@@ -105,6 +111,20 @@ def non_maximum_suppression(
     )  # its stubs ask for lists; it takes arrays, and faster
     kept_in_order = np.sort(np.asarray(kept, np.intp).reshape(-1))
     return order[kept_in_order[:limit]]
+
+
+def _meaningful(found: Candidates) -> Candidates:
+    """Without what a model that overflowed leaves: coordinates or scores that are no numbers, or beyond all pictures."""
+    if not len(found.boxes):
+        return found
+    sane = (np.abs(found.boxes).max(axis=1) < _BEYOND) & np.isfinite(found.scores)
+    return found if sane.all() else found.take(sane)
+
+
+def cells(rows: int, columns: int) -> Floats:
+    """(rows * columns, 2) x, y of the cells of a grid, row by row."""
+    y, x = np.mgrid[:rows, :columns]
+    return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
 
 
 def corners(xywh: Floats) -> Floats:

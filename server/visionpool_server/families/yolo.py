@@ -5,7 +5,6 @@ Preprocessing: letterbox with grey 114, RGB, /255 (ultralytics/yolov5 `utils/aug
 
 from __future__ import annotations
 
-import numpy as np
 from visionpool.errors import InvalidModel
 
 from visionpool_server.families import (
@@ -16,12 +15,10 @@ from visionpool_server.families import (
     numbered,
 )
 from visionpool_server.families.boxes import CandidateDetector, Candidates, Floats, Ints, corners
+from visionpool_server.families.yolo_rows import over, over_with_objectness
 from visionpool_server.imaging.recipe import Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
-EVALUATION_THRESHOLD = 0.01
-"""Under this score threshold a caller draws precision-recall curves, and an anchor counts once for each class over it, as
-in the reference's `val` (`multi_label=True`); from it on an anchor counts for its best class, as in its `predict`."""
 
 
 class _Yolo(CandidateDetector):
@@ -56,15 +53,8 @@ class YoloV5(_Yolo):
     fallback = Options(score_threshold=0.25, iou_threshold=0.45, max_detections=300)
 
     def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
-        rows = output[output[:, 4] > threshold]  # a score cannot exceed its objectness
-        if threshold < EVALUATION_THRESHOLD:
-            every = rows[:, 5:] * rows[:, 4:5]
-            anchors, label_ids = np.nonzero(every > threshold)
-            return rows[anchors, :4], every[anchors, label_ids], label_ids
-        label_ids = rows[:, 5:].argmax(axis=1)
-        scores = rows[:, 4] * rows[np.arange(len(rows)), 5 + label_ids]
-        over = scores > threshold
-        return rows[over, :4], scores[over], label_ids[over]
+        anchors, scores, label_ids = over_with_objectness(output, output.shape[1] - 5, threshold)
+        return output[anchors, :4], scores, label_ids
 
     def _class_count(self, shape: tuple[int | None, ...]) -> int | None:
         return None if shape[2] is None else shape[2] - 5
@@ -76,12 +66,8 @@ class YoloV8(_Yolo):
     fallback = Options(score_threshold=0.25, iou_threshold=0.7, max_detections=300)
 
     def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
-        if threshold < EVALUATION_THRESHOLD:
-            label_ids, anchors = np.nonzero(output[4:] > threshold)
-            return output[:4, anchors].T, output[4 + label_ids, anchors], label_ids
-        columns = output[:, (output[4:].max(axis=0) > threshold).nonzero()[0]]
-        label_ids = columns[4:].argmax(axis=0)
-        return columns[:4].T, columns[4 + label_ids, np.arange(columns.shape[1])], label_ids
+        anchors, scores, label_ids = over(output[4:], threshold)
+        return output[:4, anchors].T, scores, label_ids
 
     def _class_count(self, shape: tuple[int | None, ...]) -> int | None:
         return None if shape[1] is None else shape[1] - 4
@@ -90,8 +76,11 @@ class YoloV8(_Yolo):
 def _only_output(spec: FamilySpec) -> str:
     ranked = [name for name, shape in spec.outputs.items() if len(shape) == 3]
     if not ranked or len(spec.outputs) != 1:
+        raw = {len(shape) for shape in spec.outputs.values()} == {5}
         raise InvalidModel(
             f"a YOLO detector has one 3-D output; this model has {dict(spec.outputs)}",
-            hint="export it without NMS, for the task 'detect'",
+            hint="these are raw heads: export it with its grid (export.py --grid)"
+            if raw
+            else "export it without NMS, for the task 'detect'",
         )
     return ranked[0]

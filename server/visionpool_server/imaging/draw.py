@@ -7,6 +7,7 @@ of one pixel. Sizes follow the picture's own (`Style`); a label has one colour i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import cv2
@@ -25,14 +26,15 @@ from visionpool.results import (
 
 from visionpool_server.imaging.lettering import Picture, Style, color_of
 from visionpool_server.imaging.masks import map_of
-from visionpool_server.imaging.outlines import around, outline_of, pixel_of, put_dot, put_lines, put_mask
-from visionpool_server.imaging.tags import Row, put_panel, put_tags, tag_for
+from visionpool_server.imaging.outlines import around, outline_of, pixel_of, put_dot, put_lines, put_mask, tips
+from visionpool_server.imaging.regions import classes_in, put_cut_out, put_regions
+from visionpool_server.imaging.tags import Row, Tag, put_panel, put_tags, tag_for
 
 T = TypeVar("T")
 D = TypeVar("D")
 _JPEG_SIDE = 65_500  # libjpeg's limit, in pixels
 _SEEN = 0.3  # the score from which a joint is shown: below it models guess what is hidden
-_TINT = 0.5  # how much of a class's colour is laid over the picture
+_LEGEND = 12  # rows of the panel of a map of classes, at most
 _ONE_KIND = 5  # the number whose colour lines of text, faces and landmarks take
 # Pairs of joints of a person, in the order of the 17 keypoints of the COCO data set.
 _SKELETON = (
@@ -72,7 +74,8 @@ def _detection(image: Picture, style: Style, result: DetectionResult) -> None:
             put_mask(image, style, result.masks[i], result.boxes[i], color)
         put_lines(image, style, outline, color, smooth=len(shape) > 4)
         text = _scored(_item(result.labels, i, f"#{label_id}"), _item(result.scores, i, None))
-        tags.append(tag_for(image, style, text, color, around(style, outline)))
+        place = tips(style, outline) if len(shape) > 4 else around(style, outline)
+        tags.append(tag_for(image, style, text, color, place))
     put_tags(image, style, _there(reversed(tags)))
 
 
@@ -83,19 +86,39 @@ def _classification(image: Picture, style: Style, result: ClassifyResult) -> Non
 
 
 def _segmentation(image: Picture, style: Style, result: SegmentationResult) -> None:
-    """Each class but a background in its colour, and a panel of the classes with their shares of the area."""
+    """Each class but a background in its colour, with an outline, and a panel of the classes with their shares of the area.
+
+    One class with the share that each pixel has in it is cut out instead.
+    """
     labels = _label_map(result)
     if labels is None:
         return
-    sized = cv2.resize(labels, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)
-    ids, places, counts = np.unique(sized, return_inverse=True, return_counts=True)
-    names = [_item(result.labels, label_id, f"#{label_id}") for label_id in ids.tolist()]
+    shares = _foreground(result, labels)
+    if shares is not None:
+        put_cut_out(image, style, shares)
+        put_panel(image, style, [Row(result.labels[1], float(shares.mean()), color_of(1))])
+        return
+    ids, places = classes_in(cv2.resize(labels, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST))
+    names = [_item(result.labels, label_id, f"#{label_id}") for label_id in ids]
     shown = np.array(["background" not in name.lower() for name in names])
-    tint = np.array([color_of(label_id) for label_id in ids.tolist()], np.uint8)[places.reshape(sized.shape)]
-    mixed = cv2.addWeighted(image, 1 - _TINT, tint, _TINT, 0)
-    np.copyto(image, mixed, where=shown[places.reshape(*sized.shape, 1)])
+    put_regions(image, style, places, [color_of(label_id) for label_id in ids], shown)
+    counts = np.bincount(places.ravel(), minlength=len(ids))
     best = sorted(np.flatnonzero(shown).tolist(), key=lambda i: -int(counts[i]))
-    put_panel(image, style, [Row(names[i], counts[i] / sized.size, color_of(int(ids[i]))) for i in best])
+    rows = [Row(names[i], counts[i] / places.size, color_of(ids[i]), keyed=True) for i in best]
+    put_panel(image, style, rows, _LEGEND)
+
+
+def _foreground(result: SegmentationResult, labels: NDArray[np.int32]) -> NDArray[np.float32] | None:
+    """(H, W) of how much of each pixel is the one class beside a background; None for other results."""
+    if len(result.labels) != 2 or "background" not in result.labels[0].lower():
+        return None
+    if result.score_map_png:
+        scores = np.asarray(map_of(result.score_map_png) / 255, np.float32)
+    elif len(result.score_map) == labels.size:
+        scores = np.array(result.score_map, np.float32).reshape(labels.shape)
+    else:
+        return None
+    return np.where(labels == 1, scores, np.minimum(scores, 1 - scores)) if scores.shape == labels.shape else None
 
 
 def _label_map(result: SegmentationResult) -> NDArray[np.int32] | None:
@@ -118,8 +141,9 @@ def _ocr(image: Picture, style: Style, result: OCRResult) -> None:
 
 
 def _keypoints(image: Picture, style: Style, result: KeyPointDetectionResult) -> None:
-    """Joints in the colour of their person, connected where they are the 17 of COCO."""
+    """Joints in the colour of their person, connected where they are the 17 of COCO, in a thin box with the person's score."""
     joints = max(result.num_joints, 1)
+    tags = [_person(image, style, result, i) for i in range(len(result.boxes))]
     for first in range(0, len(result.keypoints), joints):
         person = [pixel_of(point) for point in result.keypoints[first : first + joints]]
         seen = [p if _item(result.scores, first + i, 1.0) >= _SEEN else None for i, p in enumerate(person)]
@@ -129,6 +153,16 @@ def _keypoints(image: Picture, style: Style, result: KeyPointDetectionResult) ->
                 cv2.line(image, start, end, color, style.line, cv2.LINE_AA)
         for point in _there(seen):
             put_dot(image, style, point, color)
+    put_tags(image, style, _there(tags))
+
+
+def _person(image: Picture, style: Style, result: KeyPointDetectionResult, i: int) -> Tag | None:
+    """Draws the box; its tag."""
+    outline, score = outline_of(image, result.boxes[i]), _item(result.box_scores, i, None)
+    if outline is None:
+        return None
+    put_lines(image, replace(style, line=max(1, style.line // 2)), outline, color_of(i))
+    return None if score is None else tag_for(image, style, f"{score:.2f}", color_of(i), around(style, outline))
 
 
 def _faces(image: Picture, style: Style, result: FaceDetectionResult) -> None:

@@ -16,23 +16,40 @@ def rle_of(mask: Mask) -> str:
     """COCO's compressed runs of a mask: column by column, zeros first, each count from the fourth on as its difference to
     the one two before; five bits a character, six with the sign that more follow (cocoapi `common/maskApi.c`, rleToString).
     """
-    flat = np.asarray(mask, np.uint8).ravel(order="F") != 0
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    ends = np.concatenate([[0] if flat.size and flat[0] else [], changes, [flat.size]]).astype(np.int64)
-    counts = np.diff(ends, prepend=0)
-    counts[3:] -= counts[1:-2].copy() if len(counts) > 3 else 0
-    return "".join(map(_characters, counts.tolist()))
+    return rle_within(np.asarray(mask, np.uint8), (0, 0), (mask.shape[0], mask.shape[1]))
 
 
-def _characters(value: int) -> str:
-    text = ""
-    while True:
-        bits = value & 0x1F
-        value >>= 5
-        more = value != (-1 if bits & 0x10 else 0)
-        text += chr((bits | 0x20 if more else bits) + 48)
-        if not more:
-            return text
+def rle_within(crop: Mask, corner: tuple[int, int], shape: tuple[int, int]) -> str:
+    """`rle_of` a mask of `shape` (rows, columns) that is 0 but for `crop`, whose first pixel lies at `corner` (x, y).
+
+    The crop lies inside. It takes the time of the crop, not of the whole.
+    """
+    rows, columns = crop.shape
+    flat = np.zeros(columns * (rows + 1) + 1, bool)  # column after column, a 0 before each and behind the last
+    flat[:-1].reshape(columns, rows + 1)[:, 1:] = cv2.transpose(crop) if crop.size else crop.T
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), rows + 1)  # runs begin and end by turns
+    places = (column + corner[0]) * shape[0] + row + corner[1]
+    starts, ends = places[::2], places[1::2]
+    apart = starts[1:] != ends[:-1]  # a run may go on at the top of the next column
+    starts, ends = starts[np.r_[True, apart][: len(starts)]], ends[np.r_[apart, True][: len(ends)]]
+    whole = shape[0] * shape[1]
+    last = [] if len(ends) and ends[-1] == whole else [whole]
+    return _packed(np.diff(np.r_[0, np.stack([starts, ends], axis=1).ravel(), last].astype(np.int64)))
+
+
+def _packed(counts: NDArray[np.int64]) -> str:
+    values = counts.copy()
+    values[3:] -= counts[1:-2]
+    left, columns, open_ = values, [], np.ones(len(values), bool)
+    used = [open_]
+    while open_.any():
+        bits, left = left & 0x1F, left >> 5
+        open_ = open_ & (left != np.where(bits & 0x10, -1, 0))
+        columns.append(np.where(open_, bits | 0x20, bits) + 48)
+        used.append(open_)
+    characters = np.stack(columns, axis=1).astype(np.uint8)
+    text: bytes = characters[np.stack(used[:-1], axis=1)].tobytes()
+    return text.decode("ascii")
 
 
 def mask_of(rle: str, shape: tuple[int, int]) -> Mask:

@@ -60,6 +60,16 @@ def around(style: Style, outline: Polygon) -> Span:
     return int(left), int(top), int(right), int(bottom)
 
 
+def tips(style: Style, outline: Polygon) -> Span:
+    """The rectangle from a slanted outline's topmost corner to its lowest, where a name is seen to be its own. Of corners
+    about as high, the left one."""
+    reach = style.line // 2
+    slant = outline @ np.array([0.2, 1.0])
+    left, top = outline[slant.argmin()] - reach
+    right, bottom = outline[slant.argmax()] + reach + 1
+    return int(left), int(top), int(right), int(bottom)
+
+
 def put_lines(image: Picture, style: Style, outline: Polygon, color: Color, *, smooth: bool = False) -> None:
     """Draws an outline; `smooth` for slanted lines, which would show steps. Upright ones would only blur."""
     cv2.polylines(image, [outline], True, color, style.line, cv2.LINE_AA if smooth else cv2.LINE_8)
@@ -72,14 +82,14 @@ def put_dot(image: Picture, style: Style, center: Pixel, color: Color) -> None:
 
 
 def put_mask(image: Picture, style: Style, mask: Mask, box: Sequence[float], color: Color) -> None:
-    """Tints the pixels of an object and draws its contour. The mask starts at the corner of its box."""
+    """Tints the pixels of an object and draws its contour. A cropped mask starts at the corner of its box, rounded."""
     covered = _covered(mask)
     corner = (0, 0) if mask.rle else _corner(box)
     if corner is None or covered is None:
         return
     blend(image, covered * np.uint8(_MASK_OPACITY), corner, color)
     contours, _ = cv2.findContours(covered, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=corner)
-    cv2.drawContours(image, contours, -1, color, max(1, style.line // 2), cv2.LINE_AA)
+    cv2.drawContours(image, contours, -1, color, max(1, round(style.line * 0.75)), cv2.LINE_AA)
 
 
 def _covered(mask: Mask) -> NDArray[np.uint8] | None:

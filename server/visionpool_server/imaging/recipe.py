@@ -8,7 +8,8 @@ compiled into the graph where it can (OpenVINO), so that what queues is uint8: a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
 import cv2
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from visionpool.errors import TooLarge
+
+from visionpool_server.imaging.antialias import Filter, resampled
 
 Side = Annotated[int, Field(ge=1, le=65_535)]
 Size = tuple[Side, Side]  # (height, width)
@@ -25,20 +28,44 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MAX_RESIZED_PIXELS = 50_000_000
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
-Interpolation = Literal["nearest", "linear", "cubic", "area"]
+Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
+Fill = Grey | tuple[Grey, Grey, Grey]  # red, green, blue
 Channels = Literal["rgb", "bgr"]
+Rounding = Literal["nearest", "down"]
 
 _CV2_INTERPOLATION = {
     "nearest": cv2.INTER_NEAREST,
     "linear": cv2.INTER_LINEAR,
     "cubic": cv2.INTER_CUBIC,
     "area": cv2.INTER_AREA,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+_FILTERS: dict[str, Filter] = {  # what Pillow calls them
+    "nearest": "nearest",
+    "linear": "bilinear",
+    "cubic": "bicubic",
+    "area": "box",
+    "lanczos": "lanczos",
 }
 
 
 @dataclass(frozen=True, slots=True)
+class Undo:
+    """One step back, for maps of pixels: to a picture of `size` (height, width).
+
+    `at`: the row and column where that picture lies in the one after the step; None where the step resized it.
+    """
+
+    size: tuple[int, int]
+    at: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where the original picture lies in the prepared one: `prepared = original * scale + offset`, in pixels."""
+    """Where the original picture lies in the prepared one: `prepared = original * scale + offset`, in pixels.
+
+    `undo`: the same step by step, the last step first, for what is to be brought back pixel by pixel.
+    """
 
     height: int  # of the original picture
     width: int
@@ -46,18 +73,20 @@ class Geometry:
     scale_y: float = 1.0
     offset_x: float = 0.0
     offset_y: float = 0.0
+    undo: tuple[Undo, ...] = field(default=(), compare=False)
 
-    def scaled(self, x: float, y: float) -> Geometry:
+    def scaled(self, x: float, y: float, *undo: Undo) -> Geometry:
         return replace(
             self,
+            undo=undo + self.undo,
             scale_x=self.scale_x * x,
             scale_y=self.scale_y * y,
             offset_x=self.offset_x * x,
             offset_y=self.offset_y * y,
         )
 
-    def shifted(self, x: float, y: float) -> Geometry:
-        return replace(self, offset_x=self.offset_x + x, offset_y=self.offset_y + y)
+    def shifted(self, x: float, y: float, *undo: Undo) -> Geometry:
+        return replace(self, offset_x=self.offset_x + x, offset_y=self.offset_y + y, undo=undo + self.undo)
 
     def to_original(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) xyxy in the prepared picture as boxes in the original one, clipped to its borders."""
@@ -68,8 +97,7 @@ class Geometry:
     def points_to_original(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Points (N, 2) x, y in the prepared picture as points in the original one, which may lie beside it."""
         offset = np.array([self.offset_x, self.offset_y], np.float32)
-        original: NDArray[np.float32] = (points - offset) / np.array([self.scale_x, self.scale_y], np.float32)
-        return original
+        return np.asarray((points - offset) / np.array([self.scale_x, self.scale_y]), np.float32)
 
     def clip(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) xyxy in the original picture, cut at its borders."""
@@ -90,45 +118,98 @@ class Step(Protocol):
         """How much larger it makes a picture of that size, in the direction in which it shrinks it least."""
 
 
-def _resized(
-    image: Image, geometry: Geometry, height: int, width: int, interpolation: Interpolation
+class Adjusting:
+    """A step whose size follows from the picture's own, and from nothing else."""
+
+    __slots__ = ()
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+        return resized(image, geometry, self.size_of(*image.shape[:2]))
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what it makes of a picture of that size."""
+        raise NotImplementedError
+
+    def output_size(self) -> Size | None:
+        return None
+
+    def ratio(self, height: int, width: int) -> float:
+        after = self.size_of(height, width)
+        return max(after[0] / height, after[1] / width)
+
+
+def resized(
+    image: Image,
+    geometry: Geometry,
+    size: tuple[int, int],
+    interpolation: Interpolation = "linear",
+    antialias: bool = False,
 ) -> tuple[Image, Geometry]:
-    rows, columns = image.shape[:2]
+    """`image` in this (height, width). Raises TooLarge for more than `MAX_RESIZED_PIXELS`."""
+    (rows, columns), (height, width) = image.shape[:2], size
     if (rows, columns) == (height, width):
         return image, geometry
-    out = cv2.resize(image, (width, height), interpolation=_CV2_INTERPOLATION[interpolation])
-    return out, geometry.scaled(width / columns, height / rows)
+    if height * width > MAX_RESIZED_PIXELS:
+        raise TooLarge(
+            f"a picture of {columns}x{rows} becomes {width}x{height} when it is prepared for this model",
+            hint="crop it: it is too thin for this model",
+        )
+    if antialias:
+        out = resampled(image, size, _FILTERS[interpolation])
+    else:
+        out = cv2.resize(image, (width, height), interpolation=_CV2_INTERPOLATION[interpolation])
+        out = out if out.ndim == 3 else out[:, :, None]  # which OpenCV drops of one channel
+    return out, geometry.scaled(width / columns, height / rows, Undo((rows, columns)))
 
 
-def _padded(image: Image, geometry: Geometry, margins: tuple[int, int, int, int], fill: int) -> tuple[Image, Geometry]:
-    """`margins`: rows above and below, columns to the left and right."""
+def up_to(size: tuple[int, int], multiple: int | None) -> tuple[int, int]:
+    """`size`, each side up to the next multiple, and at least a pixel."""
+    height, width = max(1, size[0]), max(1, size[1])
+    return (height + -height % multiple, width + -width % multiple) if multiple else (height, width)
+
+
+def padded(image: Image, geometry: Geometry, margins: tuple[int, int, int, int], fill: Fill) -> tuple[Image, Geometry]:
+    """`margins`: rows above and below, columns to the left and right. Raises TooLarge."""
     top, bottom, left, right = margins
     if not any(margins):
         return image, geometry
     rows, columns = image.shape[:2]
+    if (rows + top + bottom) * (columns + left + right) > 2 * MAX_RESIZED_PIXELS:
+        raise TooLarge(
+            f"a picture of {columns}x{rows} becomes {columns + left + right}x{rows + top + bottom} when it is padded",
+            hint="crop it: it is too thin for this model",
+        )
     out = np.full((rows + top + bottom, columns + left + right, image.shape[2]), fill, np.uint8)
     out[top : top + rows, left : left + columns] = image
-    return out, geometry.shifted(left, top)
+    return out, geometry.shifted(left, top, Undo((rows, columns), (top, left)))
 
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """To `size` (height, width). With `keep_ratio`, the largest picture of the original's shape that fits into it."""
+    """To `size` (height, width). With `keep_ratio`, the largest picture of the original's shape that fits into it.
+
+    `multiple`: each side is brought up to the next multiple of it. `antialias`: as Pillow resizes, and with it torchvision
+    and timm, where every pixel counts when a picture shrinks; otherwise as OpenCV does.
+    """
 
     size: Size
     keep_ratio: bool = False
     interpolation: Interpolation = "linear"
+    antialias: bool = False
+    multiple: Side | None = None
+    rounding: Rounding = "nearest"  # of the side that `keep_ratio` makes shorter; YOLOX's is "down"
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         height, width = self.size
         if self.keep_ratio:
             rows, columns = image.shape[:2]
             ratio = min(height / rows, width / columns)
-            height, width = max(1, round(rows * ratio)), max(1, round(columns * ratio))
-        return _resized(image, geometry, height, width, self.interpolation)
+            whole = math.floor if self.rounding == "down" else round
+            height, width = whole(rows * ratio), whole(columns * ratio)
+        return resized(image, geometry, up_to((height, width), self.multiple), self.interpolation, self.antialias)
 
     def output_size(self) -> tuple[int, int] | None:
-        return None if self.keep_ratio else self.size
+        return None if self.keep_ratio else up_to(self.size, self.multiple)
 
     def ratio(self, height: int, width: int) -> float:
         ratios = self.size[0] / height, self.size[1] / width
@@ -139,23 +220,29 @@ class Resize:
 class ResizeShort:
     """The shorter side to `size` pixels, the longer one in proportion, but not over `limit`.
 
+    `rounding`: of the longer side; torchvision's is "down". `antialias`, `multiple`: as for `Resize`.
     Raises TooLarge for a picture so thin that its longer side would take more than `MAX_RESIZED_PIXELS`.
     """
 
     size: Side
     interpolation: Interpolation = "linear"
     limit: Side | None = None
+    antialias: bool = False
+    rounding: Rounding = "nearest"
+    multiple: Side | None = None
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         rows, columns = image.shape[:2]
         ratio = self.ratio(rows, columns)
         height, width = max(1, round(rows * ratio)), max(1, round(columns * ratio))
+        if self.rounding == "down" and ratio == self.size / min(rows, columns):
+            height, width = self.size * rows // min(rows, columns), self.size * columns // min(rows, columns)
         if height * width > MAX_RESIZED_PIXELS:
             raise TooLarge(
                 f"a picture of {columns}x{rows} becomes {width}x{height} when its shorter side is brought to {self.size}",
                 hint="crop it: it is too thin for this model",
             )
-        return _resized(image, geometry, height, width, self.interpolation)
+        return resized(image, geometry, up_to((height, width), self.multiple), self.interpolation, self.antialias)
 
     def output_size(self) -> tuple[int, int] | None:
         return None
@@ -167,23 +254,33 @@ class ResizeShort:
 
 @dataclass(frozen=True, slots=True)
 class CenterCrop:
-    """The middle `size` (height, width) of the picture; a smaller picture is padded with black first."""
+    """The middle `size` (height, width) of the picture; a smaller picture is padded with black first.
+
+    `rounding`: of an odd margin's half; torchvision's is "nearest", and Python's then, to the even number.
+    """
 
     size: Size
+    rounding: Rounding = "down"
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         height, width = self.size
         missing_y, missing_x = max(0, height - image.shape[0]), max(0, width - image.shape[1])
         margins = (missing_y // 2, missing_y - missing_y // 2, missing_x // 2, missing_x - missing_x // 2)
-        image, geometry = _padded(image, geometry, margins, 0)
-        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-        return image[top : top + height, left : left + width], geometry.shifted(-left, -top)
+        image, geometry = padded(image, geometry, margins, 0)
+        rows, columns = image.shape[:2]
+        top, left = (_half(spare, self.rounding) for spare in (rows - height, columns - width))
+        undo = () if (top, left) == (0, 0) == (rows - height, columns - width) else (Undo((rows, columns), (-top, -left)),)
+        return image[top : top + height, left : left + width], geometry.shifted(-left, -top, *undo)
 
     def output_size(self) -> tuple[int, int] | None:
         return self.size
 
     def ratio(self, height: int, width: int) -> float:  # noqa: ARG002  a protocol's signature
         return 1.0
+
+
+def _half(spare: int, rounding: Rounding) -> int:
+    return spare // 2 if rounding == "down" else round(spare / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +299,7 @@ class Letterbox:
         image, geometry = Resize(self.size, keep_ratio=True, interpolation=self.interpolation)(image, geometry)
         spare_y, spare_x = height - image.shape[0], width - image.shape[1]
         margins = (spare_y // 2, spare_y - spare_y // 2, spare_x // 2, spare_x - spare_x // 2)
-        return _padded(image, geometry, margins, self.fill)
+        return padded(image, geometry, margins, self.fill)
 
     def output_size(self) -> tuple[int, int] | None:
         return self.size
@@ -216,12 +313,12 @@ class Pad:
     """Padded at the bottom and right to `size` (height, width); a larger picture is left as it is."""
 
     size: Size
-    fill: Grey = 0
+    fill: Fill = 0
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         rows, columns = image.shape[:2]
         margins = (0, max(0, self.size[0] - rows), 0, max(0, self.size[1] - columns))
-        return _padded(image, geometry, margins, self.fill)
+        return padded(image, geometry, margins, self.fill)
 
     def output_size(self) -> tuple[int, int] | None:
         return self.size
@@ -231,18 +328,18 @@ class Pad:
 
 
 @dataclass(frozen=True, slots=True)
-class PadToStride:
+class PadToStride(Adjusting):
     """Padded at the bottom and right until both sides are multiples of `stride`."""
 
     stride: Side
-    fill: Grey = 0
+    fill: Fill = 0
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         rows, columns = image.shape[:2]
-        return _padded(image, geometry, (0, -rows % self.stride, 0, -columns % self.stride), self.fill)
+        return padded(image, geometry, (0, -rows % self.stride, 0, -columns % self.stride), self.fill)
 
-    def output_size(self) -> tuple[int, int] | None:
-        return None
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        return up_to((height, width), self.stride)
 
     def ratio(self, height: int, width: int) -> float:  # noqa: ARG002  a protocol's signature
         return 1.0
@@ -275,7 +372,8 @@ class Arithmetic:
     channels: Channels = "rgb"
 
     def apply(self, batch: NDArray[np.uint8], layout: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """(N, H, W, 3) uint8 as the model's tensor, `layout` NCHW or NHWC: for runtimes that cannot compile it in."""
+        """(N, H, W, 3) uint8 as the model's tensor, `layout` NCHW, NHWC or CHW (N is 1, and goes): for runtimes that cannot
+        compile it in."""
         if self.channels == "bgr":
             batch = batch[..., ::-1]
         factor = np.float32(self.scale) / np.array(self.std, np.float32)
@@ -287,7 +385,7 @@ class Arithmetic:
             for channel in range(batch.shape[3]):  # plane by plane: twice as fast as a transpose of the whole
                 np.multiply(batch[..., channel], factor[channel], out=out[:, channel])
                 out[:, channel] -= shift[channel]
-        return out.astype(dtype, copy=False)
+        return (out[0] if layout == "CHW" else out).astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,8 +420,8 @@ class Recipe:
         """(height, width) of every prepared picture, or None where it depends on the picture."""
         size: tuple[int, int] | None = None
         for step in self.steps:
-            if isinstance(step, PadToStride):
-                size = (size[0] + -size[0] % step.stride, size[1] + -size[1] % step.stride) if size else None
+            if isinstance(step, Adjusting):
+                size = step.size_of(*size) if size else None
             elif not isinstance(step, Gray):
                 size = step.output_size()
         return size

@@ -90,6 +90,7 @@ class Row:
     name: str
     share: float
     color: Color
+    keyed: bool = False  # led by a square of its colour, as the key to a map
 
     @property
     def value(self) -> str:
@@ -97,15 +98,15 @@ class Row:
         return f"{self.share:.0%}" if self.share >= 0.0995 else f"{self.share:.1%}"
 
 
-def put_panel(image: Picture, style: Style, rows: Sequence[Row]) -> None:
-    """Draws the first rows into the top left corner, as many as fit; none in a picture too small for one."""
+def put_panel(image: Picture, style: Style, rows: Sequence[Row], most: int = _ROWS) -> None:
+    """Draws the first rows into the top left corner, `most` or as many as fit; none in a picture too small for one."""
     height, width = image.shape[:2]
     pad, bar = 2 * style.pad, max(2, style.text // 6)
     step = style.text + style.pad // 2 + bar + pad
-    rows = rows[: max(0, min(_ROWS, (height - 3 * pad) // step))]
+    rows = rows[: max(0, min(most, (height - 3 * pad) // step))]
     if not rows or width < 8 * style.text:
         return
-    wanted = max(width_of(printable(f"{row.name[:200]} : {row.value}"), style.text) for row in rows)
+    wanted = max(_key(row, style) + width_of(printable(f"{row.name[:200]} : {row.value}"), style.text) for row in rows)
     inner = min(max(wanted, 8 * style.text), max(width // 2, 12 * style.text), width - 4 * pad)
     blend(image, _rounded(inner + 2 * pad, step * len(rows) + pad, pad, 175), (pad, pad), BLACK)
     for i, row in enumerate(rows):
@@ -116,13 +117,21 @@ def put_panel(image: Picture, style: Style, rows: Sequence[Row]) -> None:
 def _put_row(image: Picture, style: Style, row: Row, span: Span) -> None:
     """The name on the left, the value on the right, and the bar below both."""
     left, top, right, bottom = span
-    value = width_of(row.value, style.text)
-    name = shortened(printable(row.name), style.text, right - left - value - style.pad)
-    write(image, name, (left, top), style.text, WHITE)
+    value, key = width_of(row.value, style.text), _key(row, style)
+    name = shortened(printable(row.name), style.text, right - left - value - style.pad - key)
+    if key:
+        inset = style.text // 6
+        fill(image, (left, top + inset, left + style.text - 2 * inset, top + style.text - inset), row.color)
+    write(image, name, (left + key, top), style.text, WHITE)
     write(image, row.value, (right - value, top), style.text, WHITE)
     length, bar = round((right - left) * min(max(0.0, row.share), 1.0)), top + style.text + style.pad // 2
     fill(image, (left, bar, right, bottom), WHITE, opacity=0.2)
     fill(image, (left, bar, left + length, bottom), row.color)
+
+
+def _key(row: Row, style: Style) -> int:
+    """The width of the square before the name."""
+    return style.text if row.keyed else 0
 
 
 def _rounded(width: int, height: int, radius: int, opacity: int) -> NDArray[np.uint8]:

@@ -34,6 +34,7 @@ class Runtime(_Part):
     device: str | None = None
     precision: Precision | None = None
     shapes: dict[str, tuple[Dimension, ...]] = {}
+    max_shapes: int = Field(8, ge=1, le=10_000)  # of dynamic inputs: so many stay compiled
     cpu_operators: tuple[str, ...] = ()
     cache_dir: Path | None = None
     options: dict[str, Any] = {}
@@ -62,6 +63,26 @@ class Postprocess(_Part):
     max_detections: int | None = Field(None, ge=1)
     compact: bool | None = None
     score_map: bool | None = None
+    suppressed: bool | None = None  # YOLO of masks, joints, angles: whether the graph leaves one row for each object
+    kpt_shape: tuple[Annotated[int, Field(ge=1, le=1000)], Annotated[int, Field(ge=2, le=3)]] | None = None  # of a pose model
+    activation: Literal["none", "sigmoid", "softmax"] | None = None  # what turns the graph's numbers into scores
+    multi_label: bool | None = None  # classifiers: any number of classes may hold
+    default_class: int | None = Field(None, ge=0)  # classifiers: what a picture is of where nothing else scores enough
+    normalize: bool | None = None  # embeddings: to length 1
+    output: str | None = Field(None, min_length=1)  # segmentation: which of several outputs has the classes
+    decoded: bool | None = None  # YOLOX: whether its boxes are in pixels already
+    map_threshold: Share | None = None  # text detectors: from which a pixel counts as text
+    unclip_ratio: float | None = Field(None, ge=0, le=10)  # text detectors: how much boxes grow
+    box_threshold: Share | None = None  # ocr: the least mean of a box, which is the score_threshold of its text detector
+    direction_threshold: Share | None = None  # ocr: over which a line that is upside down is turned
+
+
+class Steps(_Part):
+    """Of an OCR pipeline: folders or files relative to its model.yaml, or names of models served beside it."""
+
+    detect: str | None = None
+    classify: str | None = None
+    read: str | None = None
 
 
 def _form(value: Any) -> str:
@@ -99,6 +120,7 @@ class Bundle(_Part):
     preprocess: tuple[dict[str, Any] | str, ...] | None = None  # a step without arguments is just its name
     decode: Literal["exact", "fast"] = "exact"  # fast: JPEGs over twice the model's size are decoded smaller
     postprocess: Postprocess = Postprocess()
+    steps: Steps | None = None  # of task: ocr
     aliases: dict[str, str] = {}  # other names for inputs, outputs and `result`, for clients that ask for tensors
     raw_pictures: Literal["rgb", "bgr"] = "rgb"  # channel order of pictures that come as raw pixels
 
@@ -182,5 +204,6 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         "workers": Workers,
         "batching": Batching,
         "postprocess": Postprocess,
+        "steps": Steps,
     }
     return list(parts.get(str(location[0]), Bundle).model_fields)

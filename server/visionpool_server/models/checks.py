@@ -14,10 +14,9 @@ _OF_PICTURES = ("preprocess", "postprocess", "input_size", "decode", "raw_pictur
 
 
 def check_said(bundle: Bundle, written: Bundle, family_name: str, family: Family) -> None:
-    if bundle.task not in (None, TASKS[family_name]):
-        raise InvalidModel(
-            f"task: {bundle.task} is not what the family {family_name} does: that is {TASKS[family_name]}"
-        )
+    task = written.task if written.family else bundle.task  # what the files look like may be another than what is said
+    if task not in (None, TASKS[family_name]):
+        raise InvalidModel(f"task: {task} is not what the family {family_name} does: that is {TASKS[family_name]}")
     for name, value in written.postprocess:
         if value is not None and name not in family.accepts:
             raise InvalidModel(

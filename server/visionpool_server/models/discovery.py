@@ -15,7 +15,15 @@ from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import Signature
 from visionpool_server.families import TASKS
-from visionpool_server.models import paddle, ultralytics
+from visionpool_server.models import (
+    ocr,
+    paddle,
+    paddle_classification,
+    paddle_outputs,
+    paddle_segmentation,
+    paddlex,
+    ultralytics,
+)
 from visionpool_server.models.bundle import Bundle, read_yaml
 from visionpool_server.models.guess import guess_family
 
@@ -23,6 +31,9 @@ from visionpool_server.models.guess import guess_family
 _CONFIGS: Mapping[str, Callable[[dict[str, Any]], Bundle]] = {
     "infer_cfg.yml": paddle.detection,
     "inference_cls.yaml": paddle.classification,
+    "inference_rec.yaml": paddle_classification.features,
+    "deploy.yaml": paddle_segmentation.segmentation,
+    "inference.yml": paddlex.bundle_from,
 }
 
 
@@ -32,13 +43,15 @@ class Discovery:
 
     bundle: Bundle
     source: str
+    guessed: bool = False  # from its tensors alone
 
 
 def discover(folder: Path, signature: Signature) -> Discovery:
     """Raises InvalidModel for a file that is there but makes no sense."""
     for name, read in _CONFIGS.items():
         if (folder / name).exists():
-            return Discovery(read(_map_from(folder / name)), name)
+            data = _map_from(folder / name)
+            return _with_labels(paddle_outputs.fitted(read(data), data, signature, name), folder, name)
     if (folder / "metadata.yaml").exists():
         data = _map_from(folder / "metadata.yaml")
         return Discovery(ultralytics.bundle_from(data, signature, "metadata.yaml"), "metadata.yaml")
@@ -46,9 +59,22 @@ def discover(folder: Path, signature: Signature) -> Discovery:
         source = "the file's metadata"
         data = ultralytics.unquoted(signature.metadata)
         return Discovery(ultralytics.bundle_from(data, signature, source), source)
+    if "character" in signature.metadata:
+        return Discovery(ocr.from_metadata(signature.metadata), "the file's metadata")
     family = guess_family(signature, None)
     bundle = Bundle(family=family, task=TASKS[family]) if family else Bundle()
-    return Discovery(bundle, "the shape of its outputs" if family else "nothing")
+    return Discovery(bundle, "the shape of its outputs" if family else "nothing", guessed=True)
+
+
+def _with_labels(bundle: Bundle, folder: Path, source: str) -> Discovery:
+    """PaddleClas names the file of the labels by its place where the model was trained: here it lies beside the model, or
+    nowhere, and the classes are numbers then."""
+    if not isinstance(bundle.labels, str):
+        return Discovery(bundle, source)
+    places = (bundle.labels, Path(bundle.labels).name)
+    here = next((place for place in places if (folder / place).is_file()), None)
+    found = bundle.model_copy(update={"labels": here})
+    return Discovery(found, source if here else f"{source}, whose labels {bundle.labels!r:.80} are not there")
 
 
 def _map_from(path: Path) -> dict[str, Any]:

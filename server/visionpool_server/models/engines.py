@@ -79,6 +79,7 @@ class Loading:
             max_batch_size=batching.max_batch_size,
             batch_sizes=batching.sizes,
             shapes=runtime.shapes,
+            max_shapes=runtime.max_shapes,
             cpu_operators=runtime.cpu_operators,
             cache_dir=runtime.cache_dir or self.defaults.cache_dir,
             hang_timeout=batching.hang_timeout_ms / 1e3,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from visionpool.errors import InvalidModel
 
+from visionpool_server.models.foreign import refusal, refusal_of_folder
+
 CONFIG = "model.yaml"
 WEIGHTS = (".onnx", ".xml", ".pdmodel", ".tflite", ".pb")
 _GENERIC_STEMS = {
@@ -20,7 +22,10 @@ _GENERIC_STEMS = {
     "weights",
     "__model__",
 }
-_READS = "a model is an .onnx, .xml, .pdmodel, .tflite or .pb file, a SavedModel folder, or a folder with a model.yaml"
+_READS = (
+    "a model is an .onnx, .xml, .pdmodel, .tflite or .pb file, Paddle 3's inference.json with its .pdiparams, a SavedModel "
+    "folder, or a folder with a model.yaml"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +46,29 @@ def find_models(path: Path) -> list[ModelFiles]:
         raise InvalidModel(f"{path} does not exist", hint="check the path; " + _READS)
     if path.is_file():
         return [_from_file(path)]
-    found = [
-        model for child in sorted(path.iterdir()) if not child.name.startswith(".") for model in _from_child(child)
-    ]
+    if error := refusal(path):
+        raise error
     model = _from_folder(path)
-    if model and (model.config or model.weights == path or model.folder != path or len(found) <= 1):
+    if model and (model.config or model.weights == path or model.folder != path):
+        return [model]
+    children = [child for child in sorted(path.iterdir()) if not child.name.startswith(".")]
+    found = {child: list(_from_child(child)) for child in children}
+    if model and sum(map(len, found.values())) <= 1:
         return [model]  # else the one file beside model folders is a model of a repository
-    if not found:
-        _refuse_unreadable(path)
-        raise InvalidModel(f"no model in {path}", hint=_READS)
-    return found
+    for child, models in found.items():
+        if child.is_dir() and not models and (error := refusal_of_folder(child, certain=True)):
+            raise error  # a model of a format that is not read must not be passed over in silence
+    if not any(found.values()):
+        raise refusal_of_folder(path, certain=False) or InvalidModel(f"no model in {path}", hint=_READS)
+    return [model for models in found.values() for model in models]
 
 
 def _from_file(path: Path) -> ModelFiles:
     if path.name == CONFIG:
         parent = path.parent.resolve()
         return ModelFiles(_name(parent), _version(parent), path.parent, _only(weights_in(path.parent)), path)
-    if path.suffix in (".pt", ".pth"):
-        raise InvalidModel(
-            f"{path.name} is a PyTorch checkpoint, not an export",
-            hint="for Ultralytics: yolo export model=FILE format=onnx",
-        )
-    if path.suffix not in WEIGHTS:
-        raise InvalidModel(f"{path.name} is not a model that can be read", hint=_READS)
+    if not (is_weights(path) or _is_program(path)):
+        raise refusal(path) or InvalidModel(f"{path.name} is not a model that can be read", hint=_READS)
     stem = path.stem if path.stem not in _GENERIC_STEMS else _name(path.parent.resolve())
     config = path.parent / CONFIG
     weights = path.parent if path.name == "saved_model.pb" else path
@@ -77,24 +82,25 @@ def _alone(path: Path) -> bool:
 
 
 def _from_child(child: Path) -> Iterator[ModelFiles]:
-    if child.is_file() and child.suffix in WEIGHTS:
+    if is_weights(child):
         yield _from_file(child)
     elif child.is_dir() and (model := _from_folder(child)):
         yield model
     elif child.is_dir() and len(several := weights_in(child)) > 1:
         names = ", ".join(path.name for path in several)
         raise InvalidModel(f"{child} holds several models: {names}", hint="say weights: FILE in a model.yaml there")
-    elif child.is_dir():
-        _refuse_unreadable(child)
 
 
-def _refuse_unreadable(folder: Path) -> None:
-    """A model of a format that no backend reads must not be passed over in silence."""
-    if (folder / "inference.json").exists():
-        raise InvalidModel(
-            f"{folder} holds a Paddle 3 program (inference.json), which is not read yet",
-            hint="convert it with paddle2onnx",
-        )
+def is_weights(path: Path) -> bool:
+    """Whether this is a model's file, and of several the one to name."""
+    if _is_program(path):  # what somebody has converted it into is read without the converter
+        return not any(path.with_suffix(suffix).exists() for suffix in (".onnx", ".xml"))
+    return path.suffix in WEIGHTS and path.is_file()
+
+
+def _is_program(path: Path) -> bool:
+    """Whether this is a program of Paddle 3: JSON, told from any other by the weights beside it."""
+    return path.suffix == ".json" and path.is_file() and path.with_suffix(".pdiparams").exists()
 
 
 def _from_folder(folder: Path) -> ModelFiles | None:
@@ -117,7 +123,7 @@ def weights_in(folder: Path) -> list[Path]:
     """The model files directly in `folder`; for a SavedModel the folder itself, which is what runtimes read."""
     if (folder / "saved_model.pb").exists():
         return [folder]
-    return sorted(child for child in folder.iterdir() if child.is_file() and child.suffix in WEIGHTS)
+    return sorted(child for child in folder.iterdir() if is_weights(child))
 
 
 def _only(weights: list[Path]) -> Path | None:

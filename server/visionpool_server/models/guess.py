@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from visionpool_server.backends import Signature
+from collections.abc import Sequence
+
+from visionpool_server.backends import Signature, TensorSpec
 from visionpool_server.families import picture_shape
+
+# What exporters name the outputs of a detector, each with its family.
+_NAMED = (
+    ({"num_dets", "det_boxes", "det_scores", "det_classes"}, "yolo_end2end"),
+    ({"logits", "pred_boxes"}, "rtdetr"),
+    ({"pred_logits", "pred_boxes"}, "rtdetr"),
+    ({"labels", "dets"}, "rtdetr"),
+)
+# What the exporters of detectors with one anchor a cell name their one output; the shapes are alike.
+_ONE_A_CELL = {"output": "yolox", "outputs": "yolov5"}
+_FEW = 1000  # more rows than a graph with NMS gives, where the size of the picture is not known
 
 
 def guess_family(signature: Signature, classes: int | None) -> str | None:
@@ -12,24 +25,92 @@ def guess_family(signature: Signature, classes: int | None) -> str | None:
     inputs = {spec.name for spec in signature.inputs}
     if "scale_factor" in inputs and sorted(map(len, outputs)) == [1, 2]:
         return "paddle_detection"
-    if len(outputs) != 1 or len(outputs[0]) != 3:
-        return None
-    _, middle, last = outputs[0]
+    if "scale_factor" in inputs or "im_shape" in inputs:
+        return paddle_family(signature)
+    if "orig_target_sizes" in inputs:
+        return "rtdetr"
+    names = {spec.name for spec in signature.outputs}
+    for usual, family in _NAMED:
+        if names >= usual:
+            return family
+    if _is_segmenter(signature):
+        return "yolo_segmentation"
+    if _is_scrfd(outputs):
+        return "scrfd"
+    if len(outputs) == 1 and len(outputs[0]) == 3 and signature.outputs[0].dtype.startswith("float"):
+        return _by_rows(signature, signature.outputs[0], classes)
+    return None
+
+
+def _is_segmenter(signature: Signature) -> bool:
+    """Rows, and prototypes of masks a quarter of the picture's size."""
+    shapes = sorted((spec.shape or () for spec in signature.outputs), key=len)
+    size = fixed_size(signature)
+    if size is None or [len(shape) for shape in shapes] != [3, 4]:
+        return False
+    return shapes[1][1] not in (None, 1) and shapes[1][2:] == (size[0] // 4, size[1] // 4)
+
+
+def _is_scrfd(outputs: Sequence[tuple[int | None, ...]]) -> bool:
+    """Scores, box sides and five landmarks, each for three or five strides."""
+    last = [shape[-1] for shape in outputs if len(shape) in (2, 3)]
+    return len(outputs) in (9, 15) and all(last.count(size) == len(outputs) // 3 for size in (1, 4, 10))
+
+
+def _by_rows(signature: Signature, output: TensorSpec, classes: int | None) -> str | None:
+    """The family of a detector with one output of rows, or of columns, for its anchors."""
+    _, middle, last = output.shape or (None, None, None)
+    cells = _cells(signature)
+    few = middle is not None and middle < (cells or _FEW)
+    if last == 6 and few:
+        return "yolo_end2end"
     if classes is not None:
-        return "yolov5" if last == classes + 5 else "yolov8" if middle == classes + 4 else None
-    if middle is None or last is None or min(middle, last) < 5 or not signature.outputs[0].dtype.startswith("float"):
+        if middle == classes + 4:
+            return "yolov8"
+        if last == classes + 4 and few:
+            return "rtdetr"
+        return _with_objectness(signature, output) if last == classes + 5 else None
+    if middle is None or last is None or min(middle, last) < 5:
         return None
-    if max(middle, last) < _cells(signature):
+    if max(middle, last) < cells:
         return None  # a map of a picture, perhaps, but not a grid of anchors
-    return "yolov5" if middle > last else "yolov8"
+    return _with_objectness(signature, output) if middle > last else "yolov8"
+
+
+def _with_objectness(signature: Signature, output: TensorSpec) -> str | None:
+    """YOLOv5 and v7 have three anchors a cell; YOLOX and YOLOv6 one, and only the output's name tells them apart."""
+    assert output.shape
+    return _ONE_A_CELL.get(output.name) if output.shape[1] in one_a_cell(signature) else "yolov5"
+
+
+def paddle_family(signature: Signature) -> str:
+    """The family of one of PaddleDetection's exports: by what it leaves to do after the graph."""
+    shapes = [spec.shape or () for spec in signature.outputs]
+    if [len(shape) for shape in shapes] == [1, 1, 1, 3]:
+        return "solov2"
+    if not shapes or any(len(shape) != 3 for shape in shapes):
+        return "paddle_detection"
+    if len(shapes) == 1:
+        return "ppyoloe"
+    if len(shapes) > 2:
+        return "picodet"
+    boxes, scores = shapes if shapes[0][2] == 4 else shapes[::-1]
+    queries = scores[1] == boxes[1] and scores[2] != boxes[1]
+    return "rtdetr" if queries and boxes[1] is not None else "ppyoloe"
+
+
+def one_a_cell(signature: Signature) -> tuple[int, ...]:
+    """How many cells the grids of strides 8, 16 and 32 have together on the model's picture, and with stride 64."""
+    size = fixed_size(signature)
+    if size is None:
+        return ()
+    three = sum((size[0] // stride) * (size[1] // stride) for stride in (8, 16, 32))
+    return three, three + (size[0] // 64) * (size[1] // 64)
 
 
 def _cells(signature: Signature) -> int:
     """How many cells the finest grid, of stride 8, has on the model's picture; 0 where its size is open."""
-    sizes = [picture_shape(spec.shape).size for spec in signature.inputs if spec.shape and spec.rank == 4]
-    if len(sizes) != 1 or sizes[0] is None:
-        return 0
-    height, width = sizes[0]
+    height, width = fixed_size(signature) or (0, 0)
     return (height // 8) * (width // 8)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from visionpool.errors import InvalidModel
+
+_NUMBERED = re.compile(r"\s*(\d{1,7})(?:[ \t]|[,:;][ \t]*)(\S.*)")  # the separators that PaddleClas' `delimiter` may be
 
 
 def resolve_labels(source: str | tuple[str, ...] | Mapping[int, str] | None, folder: Path) -> tuple[str, ...]:
@@ -31,7 +34,7 @@ def from_map(names: Mapping[int, str]) -> tuple[str, ...]:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """One name a line. Lines that are all led by their own number (PaddleClas) lose it."""
+    """One name a line. Lines that are all led by a number of their own, from 0 on (PaddleClas), go by it, and lose it."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -40,9 +43,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
         ) from error
     while lines and not lines[-1].strip():
         lines.pop()
-    numbered = [line.partition(" ") for line in lines]
-    if lines and all(number == str(i) and name for i, (number, _, name) in enumerate(numbered)):
-        return tuple(name.strip() for _, _, name in numbered)
+    numbered = [_NUMBERED.match(line) for line in lines]
+    names = {int(found[1]): found[2].strip() for found in numbered if found}
+    if lines and sorted(names) == list(range(len(lines))):
+        return tuple(names[i] for i in range(len(lines)))
     return tuple(line.strip() for line in lines)
 
 

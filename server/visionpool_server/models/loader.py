@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from visionpool.errors import InvalidModel, SetupError
 
-from visionpool_server.backends import ImageInput, Signature, Source, TensorSpec, get_backend
+from visionpool_server.backends import Backend, ImageInput, Signature, Source, TensorSpec, get_backend
 from visionpool_server.families import (
     NO_OPTIONS,
     TASKS,
@@ -19,18 +22,25 @@ from visionpool_server.families import (
     picture_shape,
 )
 from visionpool_server.imaging.recipe import Arithmetic
+from visionpool_server.models import ocr
 from visionpool_server.models.advice import advice, hint
 from visionpool_server.models.bundle import Bundle, read_bundle
 from visionpool_server.models.checks import check_aliases, check_plain, check_said, check_shapes, check_size
+from visionpool_server.models.conversion import readable
 from visionpool_server.models.discovery import Discovery, discover
 from visionpool_server.models.engines import Defaults, Loading
 from visionpool_server.models.files import ModelFiles, weights_in
+from visionpool_server.models.foreign import refusal
 from visionpool_server.models.labels import resolve_labels
+from visionpool_server.models.lines import line_of, with_line_height
+from visionpool_server.models.missing import missing_part
 from visionpool_server.models.model import Model, TensorSide
+from visionpool_server.models.pipeline import is_pipeline, load_pipeline
 from visionpool_server.models.preprocess import recipe_from
 
 __all__ = ["Defaults", "Model", "load_model"]
 
+_NOTHING = Bundle()
 _UNKNOWN = "neither the file nor its neighbours say what kind of model this is"
 
 
@@ -42,20 +52,49 @@ def load_model(files: ModelFiles, defaults: Defaults) -> Model:
         raise type(error)(f"{files.name}: {error.message}", hint=error.hint) from error
 
 
-def _load(files: ModelFiles, defaults: Defaults) -> Model:
+def _load(files: ModelFiles, defaults: Defaults, usual_family: str | None = None, said: Bundle = _NOTHING) -> Model:
+    """A step of a pipeline has a `usual_family`, and `said` is what the pipeline says where nothing else does."""
     written = read_bundle(files.config) if files.config else Bundle()
-    backend_name = written.runtime.backend or defaults.backend or _usual_backend()
+    if usual_family is None and is_pipeline(files, written):
+        return load_pipeline(files, written, partial(_load_step, defaults))
+    backend_name = written.runtime.backend or said.runtime.backend or defaults.backend or _usual_backend()
     backend = get_backend(backend_name)
-    source = source_of(files, written, backend_name)
-    signature = backend.read(source)
-    found = Discovery(Bundle(), "nothing") if written.task == "tensor" else discover(files.folder, signature)
-    bundle = written.over(found.bundle)
+    source = source_of(files, written, backend_name, defaults.cache_dir)
+    signature = _read(backend, source)
+    found = _found(files, written, signature, usual_family)
+    bundle = written.over(found.bundle.over(said))
     check_shapes(bundle, signature)
     loading = Loading(written.name or files.name, backend, source, bundle, defaults)
     family_name = _family_name(bundle, signature)
     if family_name is None:
         return _tensor_model(files, written, signature, loading)
     return _vision_model(files, written, signature, loading, family_name=family_name, source=found.source)
+
+
+def _load_step(defaults: Defaults, files: ModelFiles, usual_family: str, said: Bundle) -> Model:
+    return _load(files, defaults, usual_family, said)
+
+
+def _found(files: ModelFiles, written: Bundle, signature: Signature, usual_family: str | None) -> Discovery:
+    """What the files say. What is known for a step of OCR is not guessed at: a recogniser's outputs may look like YOLO's."""
+    if written.task == "tensor":
+        return Discovery(Bundle(), "nothing")
+    found = discover(files.folder, signature)
+    of_ocr = usual_family is not None or (written.task == "ocr" and written.family is None)
+    if not of_ocr or not found.guessed:
+        return found
+    family = usual_family or ocr.family_by_tensors(signature)
+    return Discovery(Bundle(family=family, task=TASKS[family]), "its place among the steps")
+
+
+def _read(backend: Backend, source: Source) -> Signature:
+    """Raises InvalidModel, which says what is missing or what to do instead, where that is known."""
+    try:
+        return backend.read(source)
+    except InvalidModel as error:
+        if source.weights and (known := missing_part(source.weights) or refusal(source.weights)):
+            raise known from error
+        raise
 
 
 def _tensor_model(files: ModelFiles, written: Bundle, signature: Signature, loading: Loading) -> Model:
@@ -85,12 +124,13 @@ def _vision_model(
     files: ModelFiles, written: Bundle, signature: Signature, loading: Loading, *, family_name: str, source: str
 ) -> Model:
     bundle = loading.bundle
-    family = build_family(family_name, _family_spec(bundle, signature, files.folder))
+    family = build_family(family_name, _family_spec(bundle, signature, files, family_name))
     picture = next(spec for spec in signature.inputs if spec.name == family.image_input)
     if picture_shape(picture.shape or ()).channels == 1:
         family.recipe = family.recipe.in_grey()
     check_said(bundle, written, family_name, family)
-    check_size(family, picture)
+    if not getattr(family, "resizes", False):
+        check_size(family, picture)
     check_aliases(bundle, signature, vision=True)
     return Model(
         name=loading.name,
@@ -102,27 +142,49 @@ def _vision_model(
         signature=signature,
         family=family,
         labels=tuple(family.labels),
-        pool=loading.picture_pool(family, image_input_of(family, picture)),
+        pool=with_line_height(_one_by_one(loading, family), family, picture).picture_pool(
+            family, image_input_of(family, picture)
+        ),
         tensors=TensorSide(loading.second_pool),
     )
+
+
+def _one_by_one(loading: Loading, family: Family) -> Loading:
+    """For a family whose outputs have no batch dimension (`one_at_a_time`), with batches of one picture."""
+    if not getattr(family, "one_at_a_time", False):
+        return loading
+    batching = loading.bundle.batching
+    if max(batching.sizes, default=batching.max_batch_size or 1) > 1:
+        raise InvalidModel(
+            "the outputs of this model have no batch dimension: it works for one picture at a time",
+            hint="say batching.max_batch_size: 1 in model.yaml, or leave it out",
+        )
+    alone = batching.model_copy(update={"max_batch_size": 1, "sizes": ()})
+    return replace(loading, bundle=loading.bundle.model_copy(update={"batching": alone}))
 
 
 def _usual_backend() -> str:
     return "onnxruntime" if find_spec("onnxruntime") and not find_spec("openvino") else "openvino"
 
 
-def source_of(files: ModelFiles, bundle: Bundle, backend: str) -> Source:
+def source_of(files: ModelFiles, bundle: Bundle, backend: str, cache_dir: Path | None = None) -> Source:
+    """What the backend reads: the model's weights, or what they had to be converted into."""
     if backend == "remote":
         return _remote_source(files, bundle)
-    if bundle.weights:
-        path = files.folder / bundle.weights
-        if not path.exists():
-            raise InvalidModel(f"weights: {bundle.weights} is not in {files.folder}")
-        return Source(path.parent if path.name == "saved_model.pb" else path)
-    if files.weights is None and backend != "fake":
+    weights = _named_weights(files, bundle) if bundle.weights else files.weights
+    if weights:
+        return Source(readable(weights, bundle.runtime.cache_dir or cache_dir))
+    if backend != "fake":
         there = ", ".join(path.name for path in weights_in(files.folder)) or "none"
         raise InvalidModel(f"which file has the weights? There: {there}", hint="say weights: FILE in model.yaml")
-    return Source(files.weights)
+    return Source()
+
+
+def _named_weights(files: ModelFiles, bundle: Bundle) -> Path:
+    path = files.folder / (bundle.weights or "")
+    if not path.exists():
+        raise InvalidModel(f"weights: {bundle.weights} is not in {files.folder}")
+    return path.parent if path.name == "saved_model.pb" else path
 
 
 def _remote_source(files: ModelFiles, bundle: Bundle) -> Source:
@@ -150,17 +212,20 @@ def _family_name(bundle: Bundle, signature: Signature) -> str | None:
     raise InvalidModel(_UNKNOWN, hint=hint(signature))
 
 
-def _family_spec(bundle: Bundle, signature: Signature, folder: Path) -> FamilySpec:
+def _family_spec(bundle: Bundle, signature: Signature, files: ModelFiles, family_name: str) -> FamilySpec:
     finishing = bundle.postprocess.model_dump(exclude_none=True)
     options = {name: finishing.pop(name) for name in NO_OPTIONS.names() if name in finishing}
+    reads = family_name == ocr.FAMILY_OF["read"]
     return FamilySpec(
         inputs={spec.name: _shape(spec, bundle.runtime.shapes.get(spec.name, ())) for spec in signature.inputs},
         outputs={spec.name: spec.shape or () for spec in signature.outputs},
-        labels=resolve_labels(bundle.labels, folder),
-        input_size=bundle.input_size,
+        labels=(ocr.characters if reads else resolve_labels)(bundle.labels, files.folder),
+        input_size=bundle.input_size or (ocr.line_size(files.weights) if reads else None),
         recipe=None if bundle.preprocess is None else recipe_from(bundle.preprocess),
         defaults=Options(**options),
         settings=finishing,
+        dtypes={spec.name: spec.dtype for spec in (*signature.inputs, *signature.outputs)},
+        endings=signature.endings,
     )
 
 
@@ -173,7 +238,8 @@ def _shape(spec: TensorSpec, fixed: tuple[int, ...]) -> tuple[int | None, ...]:
 def image_input_of(family: Family, picture: TensorSpec) -> ImageInput:
     arithmetic = _arithmetic_for(picture, family.recipe.arithmetic)
     layout = picture_shape(picture.shape or ()).layout
-    return ImageInput(picture.name, layout, arithmetic, family.recipe.output_size())
+    dtype: Literal["uint8", "float32"] = "float32" if line_of(family) else "uint8"
+    return ImageInput(picture.name, layout, arithmetic, family.recipe.output_size(), dtype)
 
 
 def _arithmetic_for(spec: TensorSpec, arithmetic: Arithmetic) -> Arithmetic:

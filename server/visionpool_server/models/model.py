@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 from visionpool.errors import SetupError, Unavailable
 
 from visionpool_server.backends import Signature
-from visionpool_server.families import Family
+from visionpool_server.families import NO_OPTIONS, Family, Options
 from visionpool_server.models.bundle import Bundle
 from visionpool_server.pool import Pool
 
@@ -57,8 +57,24 @@ class TensorSide:
 
 
 @dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A model that is made of others. `steps`: detect, perhaps classify, and read; a name is looked up with each request.
+
+    It looks like a family to those who only ask what it takes.
+    """
+
+    steps: Mapping[str, Model | str] = field(default_factory=dict)
+    defaults: Options = NO_OPTIONS
+    direction_threshold: float = 0.9  # over which a line that is upside down is turned
+    accepts: frozenset[str] = frozenset({"score_threshold"})
+    image_input: str = "image"
+    labels: tuple[str, ...] = ()
+    class_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """`pool` is started once the repository takes the model in."""
+    """`pool` is started once the repository takes the model in. That of a pipeline has no workers, only places."""
 
     name: str
     version: str
@@ -72,6 +88,19 @@ class Model:
     pool: Pool
     tensors: TensorSide | None  # of a vision model
     advice: str | None = None  # what to write where it is served as plain tensors for want of better knowledge
+    pipeline: Pipeline | None = None  # then it has no family of its own
+    part_of: str | None = None  # the pipeline that brought it
+
+    @property
+    def taking_pictures(self) -> Family | Pipeline | None:
+        """What says which options a prediction takes; None for a model of plain tensors."""
+        return self.family or self.pipeline
+
+    @property
+    def parts(self) -> tuple[Model, ...]:
+        """The models that a pipeline brought: they come and go with it."""
+        steps = self.pipeline.steps.values() if self.pipeline else ()
+        return tuple(step for step in steps if isinstance(step, Model))
 
     def tensor_pool(self) -> Pool:
         """The pool that takes the model's own tensors; for a vision model the first call blocks while it loads.
@@ -85,6 +114,8 @@ class Model:
         self.pool.close()
         if self.tensors:
             self.tensors.close()
+        for part in self.parts:
+            part.close()
         _trim()
 
 

@@ -21,16 +21,25 @@ from visionpool_server.imaging.recipe import (
     ResizeShort,
     Step,
 )
+from visionpool_server.imaging.sizes import LimitLong, LimitShort, PadToAspect, ResizeLong, ResizeToMultiple
+from visionpool_server.imaging.text_lines import LimitSide, TextLine
 from visionpool_server.models.numbers import number
 
 STEPS: dict[str, type[Step]] = {
     "resize": Resize,
     "resize_short": ResizeShort,
+    "resize_long": ResizeLong,
+    "limit_long": LimitLong,
+    "limit_short": LimitShort,
+    "resize_to_multiple": ResizeToMultiple,
     "center_crop": CenterCrop,
     "letterbox": Letterbox,
     "pad": Pad,
     "pad_to_stride": PadToStride,
+    "pad_to_aspect": PadToAspect,
     "gray": Gray,
+    "limit_side": LimitSide,
+    "text_line": TextLine,
 }
 _NORMALIZE = "normalize"
 
@@ -62,7 +71,7 @@ def _build(kind: type, value: Any, where: str) -> Any:
     data = dict(value) if isinstance(value, Mapping) else {names[0]: value} if names and value is not None else {}
     if unknown := set(data) - set(names):
         raise InvalidModel(f"{where}: unknown key {', '.join(sorted(unknown))}", hint=f"allowed: {', '.join(names)}")
-    if isinstance(data.get("size"), int) and "size" in names and kind is not ResizeShort:
+    if isinstance(data.get("size"), int) and "size" in names and kind not in (ResizeShort, ResizeLong):
         data["size"] = (data["size"], data["size"])
     if isinstance(data.get("scale"), str):
         data["scale"] = number(data["scale"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from visionpool.errors import InvalidModel, ModelNotFound, SetupError, Unavailable
+from visionpool.errors import InvalidModel, InvalidRequest, ModelNotFound, SetupError, Unavailable
 
 from visionpool_server.models.files import ModelFiles, find_models
 from visionpool_server.models.loader import Defaults, Model, load_model
+from visionpool_server.models.pipeline import missing_steps
 
 
 class Repository:
@@ -36,32 +37,55 @@ class Repository:
         return model
 
     def remove(self, name: str) -> Model:
-        """Takes a model out at once; its caller closes it. Raises ModelNotFound."""
-        model = self._models.pop(name, None)
+        """Takes a model out at once, with the parts it brought; its caller closes it. Raises ModelNotFound, InvalidRequest."""
+        model = self._models.get(name)
         if model is None:
             raise ModelNotFound(f"no model {name!r}", hint=f"served: {', '.join(self._models) or 'none'}")
+        if model.part_of:
+            raise InvalidRequest(f"{name} is a part of {model.part_of}", hint=f"unload {model.part_of}")
+        for gone in (model, *model.parts):
+            self._models.pop(gone.name, None)
         return model
 
     def add(self, model: Model) -> None:
-        if model.name in self._models:
+        """With the parts that it brings. Raises InvalidModel."""
+        for new in (*model.parts, model):
+            self._check_free(new, but=None)
+        for new in (*model.parts, model):
+            new.pool.start()
+            self._models[new.name] = new
+
+    def replace(self, model: Model) -> Model | None:
+        """Takes a model in at the place of the one of its name, which its caller closes. Nobody finds none meanwhile.
+
+        Raises InvalidModel where a part that it brings is called like another model.
+        """
+        old = self._models.get(model.name)
+        for part in model.parts:
+            self._check_free(part, but=model.name)
+        for new in (*model.parts, model):
+            new.pool.start()
+            self._models[new.name] = new
+        brought = {part.name for part in model.parts}
+        for part in old.parts if old else ():
+            if part.name not in brought:
+                self._models.pop(part.name, None)
+        return old
+
+    def _check_free(self, model: Model, but: str | None) -> None:
+        """`but`: the model whose parts' names may be taken again."""
+        there = self._models.get(model.name)
+        if there is not None and (but is None or there.part_of != but):
             raise InvalidModel(
                 f"two models are called {model.name!r}",
                 hint="give one of them another name: in its model.yaml",
             )
-        model.pool.start()
-        self._models[model.name] = model
-
-    def replace(self, model: Model) -> Model | None:
-        """Takes a model in at the place of the one of its name, which its caller closes. Nobody finds none meanwhile."""
-        model.pool.start()
-        old = self._models.get(model.name)
-        self._models[model.name] = model
-        return old
 
     def close(self) -> None:
         while self._models:
             _, model = self._models.popitem()
-            model.close()
+            if not model.part_of:  # whose pipeline closes it
+                model.close()
 
 
 def locate(paths: Iterable[Path]) -> list[ModelFiles]:
@@ -72,11 +96,16 @@ def locate(paths: Iterable[Path]) -> list[ModelFiles]:
 def load_all(found: Iterable[ModelFiles], defaults: Defaults) -> Iterator[Model]:
     """Loads one after the other; all broken ones are named in one error at the end."""
     broken: list[SetupError] = []
+    served: dict[str, Model] = {}
     for files in found:
         try:
-            yield load_model(files, defaults)
+            model = load_model(files, defaults)
         except SetupError as error:
             broken.append(error)
+            continue
+        served |= {loaded.name: loaded for loaded in (model, *model.parts)}
+        yield model
+    broken = broken or missing_steps(served.values(), served)
     if len(broken) == 1:
         raise broken[0]
     if broken:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import Signature
 from visionpool_server.families import TASKS
+from visionpool_server.models.advice import raw_heads
 from visionpool_server.models.bundle import Bundle
 from visionpool_server.models.guess import fixed_size, guess_family
 from visionpool_server.models.labels import labels_from, literal
@@ -21,6 +23,7 @@ _FAMILIES = {
     "pose": "yolo_pose",
     "obb": "yolo_obb",
 }
+_MORE_THAN_BOXES = ("yolo_segmentation", "yolo_pose", "yolo_obb")
 
 
 def bundle_from(data: Mapping[str, Any], signature: Signature, source: str) -> Bundle:
@@ -32,13 +35,7 @@ def bundle_from(data: Mapping[str, Any], signature: Signature, source: str) -> B
             f"the export's task is {task!r}, which is not served yet",
             hint=f"served: {', '.join(_FAMILIES)}; with task: tensor in a model.yaml, any as plain tensors",
         )
-    family = _FAMILIES[task] or guess_family(signature, len(labels))
-    if family is None:
-        raise InvalidModel(
-            f"the export names {len(labels)} classes, but its outputs fit neither YOLOv5 nor YOLOv8: "
-            f"{[spec.shape for spec in signature.outputs]}",
-            hint="export it without NMS; or say task: tensor in a model.yaml, for its plain tensors",
-        )
+    family = _FAMILIES[task] or _detector(data, signature, len(labels))
     size = data.get("imgsz")
     found: dict[str, Any] = {
         "task": TASKS[family],
@@ -46,10 +43,38 @@ def bundle_from(data: Mapping[str, Any], signature: Signature, source: str) -> B
         "labels": labels,
         "input_size": [size, size] if isinstance(size, int) else size or fixed_size(signature),
     }
+    if family in _MORE_THAN_BOXES:
+        joints = {"kpt_shape": data["kpt_shape"]} if family == "yolo_pose" and "kpt_shape" in data else {}
+        found["postprocess"] = {**joints, **({"suppressed": True} if _suppresses(data) else {})}
     return Bundle.checked(source, found)
+
+
+def _suppresses(data: Mapping[str, Any]) -> bool:
+    arguments = data.get("args")
+    return data.get("end2end") is True or (isinstance(arguments, Mapping) and arguments.get("nms") is True)
+
+
+def _detector(data: Mapping[str, Any], signature: Signature, classes: int) -> str:
+    """The family of an export for the task `detect`. Raises InvalidModel where the outputs fit none."""
+    if "rtdetr" in str(data.get("description", "")).lower().replace("-", ""):
+        return "rtdetr"
+    if _suppresses(data):
+        return "yolo_end2end"
+    if family := guess_family(signature, classes):
+        return family
+    raise InvalidModel(
+        f"the export names {classes} classes, but its outputs fit neither YOLOv5 nor YOLOv8: "
+        f"{[spec.shape for spec in signature.outputs]}",
+        hint=raw_heads(signature) or "say family: in a model.yaml; or task: tensor, for its plain tensors",
+    )
 
 
 def unquoted(metadata: Mapping[str, str]) -> dict[str, Any]:
     """ONNX metadata are strings: those that are Python literals become values. Parsed, never evaluated."""
-    values: dict[str, Any] = {key: literal(metadata[key], key) for key in ("names", "imgsz") if key in metadata}
-    return values | ({"task": metadata["task"]} if "task" in metadata else {})
+    values: dict[str, Any] = {
+        key: literal(metadata[key], key) for key in ("names", "imgsz", "kpt_shape") if key in metadata
+    }
+    for key in ("args", "end2end"):  # what cannot be read of them does no harm
+        with suppress(InvalidModel):
+            values |= {key: literal(metadata[key], key)} if key in metadata else {}
+    return values | {key: metadata[key] for key in ("task", "description") if key in metadata}

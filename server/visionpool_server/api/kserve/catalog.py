@@ -9,7 +9,7 @@ from pathlib import Path
 from visionpool.errors import InvalidModel, ModelNotFound, SetupError
 
 from visionpool_server.models.bundle import read_bundle
-from visionpool_server.models.files import WEIGHTS, ModelFiles, find_models
+from visionpool_server.models.files import ModelFiles, find_models, is_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def _models_at(path: Path, broken: list[str]) -> list[ModelFiles]:
 def _models_beside(folder: Path, broken: list[str]) -> Iterator[ModelFiles]:
     """The models of a repository one by one, where one of them keeps it from being read as a whole."""
     for child in sorted(folder.iterdir()):
-        if child.name.startswith(".") or not (child.is_dir() or child.suffix in WEIGHTS):
+        if child.name.startswith(".") or not (child.is_dir() or is_weights(child)):
             continue
         try:
             found = find_models(child)

@@ -61,7 +61,7 @@ class Contract:
         self.inputs = own
         self.outputs = {spec.name: Port.of(spec) for spec in model.signature.outputs}
         self.plans = Plans()
-        self.picture = model.family.image_input if model.family else None
+        self.picture = model.taking_pictures.image_input if model.taking_pictures else None
         self.input_names = {**{name: name for name in own}, **{a: name for a, name in aliases.items() if name in own}}
         self.output_names = {
             **{name: name for name in self.outputs},
@@ -79,6 +79,8 @@ class Contract:
         return None
 
     def _holds_pictures(self, tensor: InputTensor) -> bool:
+        if self.model.pipeline:
+            return tensor.datatype in ("BYTES", "UINT8")
         own = self.inputs[str(self.picture)]
         if tensor.datatype == "BYTES":
             return own.datatype != "BYTES"

@@ -18,6 +18,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as mc
 from tritonclient.grpc import service_pb2 as pb
 
+from visionpool_server.api.answers import steps_of
 from visionpool_server.api.kserve.contract import RESULT, Contract, Port
 from visionpool_server.backends import Engine
 from visionpool_server.batching import DEFAULT_PRIORITY, PRIORITY_LEVELS
@@ -65,7 +66,7 @@ def model_properties(model: Model) -> dict[str, str]:
     properties = {"task": model.task, "labels_count": str(len(model.labels))}
     if contract.picture is not None:
         ways = ["UINT8 [N,H,W,3] or [H,W,3]: raw pictures"]
-        if contract.inputs[contract.picture].datatype != "BYTES":
+        if model.pipeline or contract.inputs[contract.picture].datatype != "BYTES":
             ways.insert(0, "BYTES [N] or [N,1]: encoded pictures")
         properties |= {
             "picture_input": contract.picture,
@@ -95,7 +96,7 @@ def model_config(model: Model) -> Any:
     config = mc.ModelConfig(
         name=model.name,
         platform=_platform(model),
-        backend=model.pool.placements[0].backend,
+        backend="" if model.pipeline else model.pool.placements[0].backend,
         version_policy=mc.ModelVersionPolicy(latest=mc.ModelVersionPolicy.Latest(num_versions=1)),
         max_batch_size=limit,
         input=[_input(port, contract, dims(port)) for port in contract.inputs.values()],
@@ -105,6 +106,7 @@ def model_config(model: Model) -> Any:
         ],
         instance_group=[_group(model, i) for i in range(len(model.pool.engines))],
         dynamic_batching=_batching(model) if limit else None,
+        ensemble_scheduling=_ensemble(model) if model.pipeline else None,
     )
     for name, value in model_properties(model).items():
         config.parameters[name].string_value = value
@@ -150,6 +152,8 @@ def _shapes(contract: Contract) -> list[tuple[int | None, ...] | None]:
 
 
 def _platform(model: Model) -> str:
+    if model.pipeline:
+        return "ensemble"
     backend = model.pool.placements[0].backend
     return _PLATFORMS.get(backend, backend)
 
@@ -166,8 +170,9 @@ def _data_type(port: Port) -> int:
 
 def _input(port: Port, contract: Contract, dims: list[int]) -> Any:
     made = mc.ModelInput(name=port.name, data_type=_data_type(port), dims=dims)
-    if port.name == contract.picture and port.shape is not None:
-        made.format = mc.ModelInput.Format.Value(f"FORMAT_{picture_shape(port.shape).layout}")
+    if port.name == contract.picture and port.shape is not None and len(port.shape) > 2:
+        layout = picture_shape(port.shape).layout
+        made.format = mc.ModelInput.Format.Value("FORMAT_NONE" if layout == "CHW" else f"FORMAT_{layout}")
     return made
 
 
@@ -185,6 +190,13 @@ def _batching(model: Model) -> Any:
         priority_levels=PRIORITY_LEVELS,
         default_priority_level=DEFAULT_PRIORITY,
         default_queue_policy=policy,
+    )
+
+
+def _ensemble(model: Model) -> Any:
+    """The steps of a pipeline, by Triton's word for what is made of models. What goes between them is not tensors alone."""
+    return mc.ModelEnsembling(
+        step=[mc.ModelEnsembling.Step(model_name=name, model_version=-1) for name in steps_of(model).values()]
     )
 
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 from visionpool.errors import DeadlineExceeded, InvalidRequest
+from visionpool.results import Result
 
 from visionpool_server.api.answers import result_fields
 from visionpool_server.api.kserve.contract import RESULT, Contract, pixels_of
@@ -34,7 +35,7 @@ from visionpool_server.families import Family, Options
 from visionpool_server.imaging.recipe import Geometry
 from visionpool_server.models.loader import Model
 from visionpool_server.pool import Pool
-from visionpool_server.service import Service, check_options
+from visionpool_server.service import Ask, Service, check_options
 from visionpool_server.statistics import Stages
 
 _LARGE = 2**18  # bytes of strings
@@ -84,6 +85,8 @@ class Inference:
             return self._planned(contract, request, plan, self._values(request), limit)
         if pictures := contract.brings_pictures(request.inputs):
             return _response(model, request, self._pictures(contract, request, pictures, limit))
+        if model.pipeline:
+            _refuse_tensors(contract, request)
         pool = model.tensors.loaded if model.tensors else model.pool
         if pool is None or slow:
             return self._waited_for(contract, request, limit)
@@ -186,19 +189,23 @@ class Inference:
     ) -> _Answer:
         model = contract.model
         terms = _terms(model, request.parameters, limit)
-        assert model.family is not None
         if len(request.inputs) > 1:
             others = ", ".join(repr(other.name) for other in request.inputs if other is not tensor)
             raise InvalidRequest(f"with pictures, {others} is made by the server", hint=f"send {tensor.name!r} alone")
         wanted = wanted_outputs(contract, request.outputs, pictures=True)
         model.pool.check_room(_picture_count(tensor))
-        finish = partial(_finish_picture, model.family, wanted, _options(model, request.parameters))
-        jobs = [
-            self._service.picture_job(model, picture, finish, priority=terms.priority)
-            for picture in self._pictures_in(tensor, model, request.parameters)
-        ]
-        stages = await self._service.run(model.pool, jobs, terms.timeout)
-        parts = [job.future.result() for job in jobs]
+        options = _options(model, request.parameters)
+        pictures = self._pictures_in(tensor, model, request.parameters)
+        if model.pipeline:
+            ask = Ask(options, terms.timeout)
+            predictions, stages = await self._service.read_many(model, pictures, ask, terms.priority)
+            parts: list[dict[str, Any]] = [{RESULT: _written(prediction.result)} for prediction in predictions]
+        else:
+            assert model.family is not None
+            finish = partial(_finish_picture, model.family, wanted, options)
+            jobs = [self._service.picture_job(model, picture, finish, priority=terms.priority) for picture in pictures]
+            stages = await self._service.run(model.pool, jobs, terms.timeout)
+            parts = [job.future.result() for job in jobs]
         column = tensor.datatype == "BYTES" and len(tensor.shape) == 2
         return await self._off_loop(partial(self._joined, contract, wanted, parts, column=column)), stages
 
@@ -207,9 +214,8 @@ class Inference:
     ) -> Outputs:
         """The answers of all pictures as one. `column`: results of shape [N, 1], as the pictures were."""
         family = contract.model.family
-        assert family is not None
         own = [{name: part[name] for name in part if name != RESULT} for part in parts]
-        arrays = dict(family.join(own)) if own[0] else {}
+        arrays = dict(family.join(own)) if family and own[0] else {}
         if RESULT in parts[0]:
             results = np.empty(len(parts), object)
             results[:] = [part[RESULT] for part in parts]
@@ -340,8 +346,20 @@ def _finish_picture(
     """What is wanted of one picture's outputs, copied from where the next inference overwrites them."""
     given: dict[str, Any] = {want.own: outputs[want.own].copy() for want in wanted if want.own in outputs}
     if any(want.own == RESULT for want in wanted):
-        given[RESULT] = orjson.dumps(result_fields(family.finish(outputs, geometry, options)))
+        given[RESULT] = _written(family.finish(outputs, geometry, options))
     return given
+
+
+def _written(result: Result) -> bytes:
+    return orjson.dumps(result_fields(result))
+
+
+def _refuse_tensors(contract: Contract, request: InferRequest) -> NoReturn:
+    """A pipeline has no tensors of its own. Raises InvalidRequest."""
+    contract.checked(dict.fromkeys(_own_names(contract, request), ()), batched=False)
+    raise InvalidRequest(
+        f"{contract.model.name} takes pictures", hint=f"send them as {contract.picture!r}, BYTES of shape [N]"
+    )
 
 
 def _results_of(family: Family, outputs: Tensors, picture: NDArray[Any], options: Options) -> NDArray[Any]:
@@ -350,5 +368,5 @@ def _results_of(family: Family, outputs: Tensors, picture: NDArray[Any], options
     parts = family.split(outputs, len(picture))
     geometry = Geometry(height, width)
     results = np.empty(len(parts), object)
-    results[:] = [orjson.dumps(result_fields(family.finish(part, geometry, options))) for part in parts]
+    results[:] = [_written(family.finish(part, geometry, options)) for part in parts]
     return results

@@ -12,11 +12,13 @@ from visionpool_server.backends import (
     Signature,
     Source,
     Tensors,
+    ones,
     refuse_unknown_types,
     zeros,
 )
 from visionpool_server.backends.onnxruntime.batches import batching
 from visionpool_server.backends.onnxruntime.context import OnnxRuntimeContext
+from visionpool_server.backends.onnxruntime.endings import endings
 from visionpool_server.backends.onnxruntime.session import (
     inputs_of,
     known_shape,
@@ -35,7 +37,9 @@ class OnnxRuntimeBackend:
         settings = ort.SessionOptions()
         settings.log_severity_level = 4  # what fails here is tried again, or reported, elsewhere
         session = open_session(source.weights, settings, ["CPUExecutionProvider"])
-        return Signature(inputs_of(session), outputs_of(session), dict(session.get_modelmeta().custom_metadata_map))
+        outputs = outputs_of(session)
+        known = endings(source.weights, [spec.name for spec in outputs]) if source.weights else {}
+        return Signature(inputs_of(session), outputs, dict(session.get_modelmeta().custom_metadata_map), known)
 
     def load(self, source: Source, options: LoadOptions) -> OnnxRuntimeEngine:
         _refuse_what_it_lacks(options)
@@ -47,11 +51,20 @@ class OnnxRuntimeBackend:
         for key, value in options.options.items():
             settings.add_session_config_entry(key, str(value))
         session = open_session(source.weights, settings, providers)
+        if _is_dynamic(session, options):
+            settings.enable_mem_pattern = False  # one is kept for each shape that comes: memory would grow with them
+            session = open_session(source.weights, settings, providers)
         if options.image is None:
             _refuse_what_it_cannot_send(session)
         engine = OnnxRuntimeEngine(session, options, contexts)
         _run_once(engine, options)
         return engine
+
+
+def _is_dynamic(session: ort.InferenceSession, options: LoadOptions) -> bool:
+    """Whether other dimensions than the batch may differ from one inference to the next."""
+    sized = options.image.name if options.image and options.image.size else None
+    return any(None in known_shape(spec, options)[1:] for spec in inputs_of(session) if spec.name != sized)
 
 
 def _run_once(engine: OnnxRuntimeEngine, options: LoadOptions) -> None:
@@ -90,7 +103,7 @@ class OnnxRuntimeEngine:
         return any(None in (spec.shape or ()) for spec in self._inputs)
 
     def example(self) -> Tensors:
-        """Zeros that the engine takes: of pictures, the smallest batch."""
+        """Zeros that the engine takes, and ones beside a picture: of pictures, the smallest batch."""
         tensors, count = {}, (self.batch_sizes or (1,))[0]
         for spec in self._inputs:
             image, known = self._options.image, known_shape(spec, self._options)
@@ -101,11 +114,14 @@ class OnnxRuntimeEngine:
                 tensors[spec.name] = np.zeros((count, height, width, channels), np.uint8)
             else:
                 shape = [size_or(size, 1) for size in known]
-                tensors[spec.name] = zeros([count, *shape[1:]] if image else shape, spec.dtype)
+                tensors[spec.name] = ones([count, *shape[1:]], spec.dtype) if image else zeros(shape, spec.dtype)
         return tensors
 
     def describe(self) -> Placement:
         return self._placement
+
+    def shape_use(self) -> None:
+        """Nothing is kept for each shape."""
 
     def close(self) -> None:
         """Contexts in use keep the session until they end."""

@@ -15,6 +15,8 @@ from visionpool_server.backends.onnxruntime.session import inputs_of, known_shap
 def batching(session: ort.InferenceSession, options: LoadOptions) -> tuple[bool, tuple[int, ...], int]:
     """`batched`, `batch_sizes` and `max_batch_size` of the engine."""
     asked = max(options.batch_sizes, default=options.max_batch_size or 1)
+    if options.image and options.image.layout == "CHW":
+        return True, (1,), _only_one(asked)
     if options.image is None and asked == 1:
         batched = _joins(session, options)
         return batched, options.batch_sizes if batched else (), 1
@@ -30,6 +32,12 @@ def batching(session: ort.InferenceSession, options: LoadOptions) -> tuple[bool,
             hint=f"export it with a dynamic batch dimension, or say batching.max_batch_size: {size}",
         )
     return True, (size,), size
+
+
+def _only_one(asked: int) -> int:
+    if asked > 1:
+        raise InvalidModel("this export works for one picture at a time", hint="say batching.max_batch_size: 1")
+    return 1
 
 
 def _joins(session: ort.InferenceSession, options: LoadOptions) -> bool:

@@ -13,6 +13,7 @@ from visionpool.errors import InvalidRequest
 
 from visionpool_server.backends import Tensors, numpy_dtype
 from visionpool_server.backends.openvino.files import Names, dtype_of
+from visionpool_server.backends.openvino.shape_cache import Shape, ShapeCache
 
 _SMALL = 32 * 1024  # bytes: copying so many costs less than telling OpenVINO of a new tensor
 _KEPT = {"int64": np.iinfo(np.int32), "uint64": np.iinfo(np.uint32)}  # what of wider integers it computes with
@@ -28,6 +29,7 @@ class Compiled:
     by_size: BySize
     inline: BySize = field(default_factory=dict)
     inline_bytes: int = 0
+    shapes: ShapeCache | None = None  # where inputs are dynamic; it compiles for each shape, or only counts them
 
 
 class OpenVinoContext:
@@ -35,16 +37,30 @@ class OpenVinoContext:
         self._compiled = compiled
         self._names = names
         self._requests: dict[tuple[int | None, bool], _Request] = {}
+        self._fixed: dict[ov.CompiledModel, _Request] = {}
         self._only = next(iter(compiled.by_size)) if len(compiled.by_size) == 1 else None
 
     def infer(self, batch: Tensors) -> Tensors:
         size = self._only if len(self._compiled.by_size) == 1 else len(next(iter(batch.values())))
+        if self._compiled.shapes and (fixed := self._compiled.shapes.get(self._shape_of(batch))):
+            return self._request_for(fixed).infer(batch)
         limit = self._compiled.inline_bytes
         key = (size, bool(limit) and sum(array.nbytes for array in batch.values()) <= limit)
         request = self._requests.get(key)
         if request is None:
             request = self._requests[key] = self._new_request(*key)
         return request.infer(batch)
+
+    def _shape_of(self, batch: Tensors) -> Shape:
+        return tuple(batch[name].shape for name in self._names.inputs)
+
+    def _request_for(self, fixed: ov.CompiledModel) -> _Request:
+        """The request of a model of fixed shapes. Those of models that gave way go with them."""
+        if fixed not in self._fixed:
+            assert self._compiled.shapes is not None
+            self._fixed = {model: r for model, r in self._fixed.items() if self._compiled.shapes.holds(model)}
+            self._fixed[fixed] = _Request(fixed, self._names)
+        return self._fixed[fixed]
 
     def _new_request(self, size: int | None, inline: bool) -> _Request:
         compiled = self._compiled.inline if inline else self._compiled.by_size

@@ -11,6 +11,7 @@ from visionpool.errors import BackendUnavailable, InvalidModel
 
 from visionpool_server.backends import LoadOptions
 from visionpool_server.backends.openvino.files import core, reason
+from visionpool_server.backends.openvino.shape_cache import kernels_for
 
 PRECISION = "INFERENCE_PRECISION_HINT"
 _NONE: Mapping[str, str] = {}
@@ -21,7 +22,7 @@ _STRUCTURE = {"Parameter", "Constant", "Result"}  # graph nodes that no device "
 def compile_model(model: ov.Model, options: LoadOptions, more: Mapping[str, str] = _NONE) -> ov.CompiledModel:
     """`more`: properties over those that the options ask for. Raises InvalidModel."""
     try:
-        return core().compile_model(model, options.device, _properties(options) | dict(more))
+        return core().compile_model(model, options.device, _properties(model, options) | dict(more))
     except RuntimeError as error:
         with suppress(RuntimeError):  # not every device answers the query
             _check_operators(model, core().query_model(model, options.device), options.device)
@@ -33,13 +34,13 @@ def compile_model(model: ov.Model, options: LoadOptions, more: Mapping[str, str]
         ) from error
 
 
-def _properties(options: LoadOptions) -> dict[str, Any]:
+def _properties(model: ov.Model, options: LoadOptions) -> dict[str, Any]:
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
     devices = _devices(options.device)
     if options.contexts and devices == [options.device]:
         key = "NUM_STREAMS" if options.device == "CPU" else "PERFORMANCE_HINT_NUM_REQUESTS"
         properties[key] = str(options.contexts)
-    if options.precision:
+    if options.precision and options.precision != "int8":  # which the graph says itself; the hint is for the rest of it
         properties[PRECISION] = options.precision
     elif options.device == "CPU":
         properties[PRECISION] = "f32"  # its own default is bf16
@@ -47,6 +48,8 @@ def _properties(options: LoadOptions) -> dict[str, Any]:
         properties["DEVICE_PROPERTIES"] = {"CPU": {PRECISION: "f32"}}
     if options.cache_dir:
         properties["CACHE_DIR"] = str(options.cache_dir)
+    if options.device == "CPU" and any(port.partial_shape.is_dynamic for port in model.inputs):
+        properties["CPU_RUNTIME_CACHE_CAPACITY"] = str(kernels_for(model, options.max_shapes))
     return properties | dict(options.options)
 
 
@@ -71,15 +74,39 @@ def place(model: ov.Model, options: LoadOptions) -> dict[str, tuple[str, ...]]:
         )
     found = core().query_model(model, device)
     _check_operators(model, found, device)
+    targets = {
+        node.get_friendly_name(): "CPU"
+        if node.get_type_name() in wanted
+        else found.get(node.get_friendly_name(), "CPU")
+        for node in model.get_ops()
+    }
+    if wanted:  # otherwise HETERO places them itself
+        _pin(model, targets)
     placed: dict[str, set[str]] = {}
-    for node in model.get_ops():
-        kind = node.get_type_name()
-        target = "CPU" if kind in wanted else found.get(node.get_friendly_name(), "CPU")
-        if wanted:  # otherwise HETERO places them itself
-            node.get_rt_info()["affinity"] = target
-        if kind not in _STRUCTURE:
-            placed.setdefault(target, set()).add(kind)
+    for node in operators:
+        placed.setdefault(targets[node.get_friendly_name()], set()).add(node.get_type_name())
     return {target: tuple(sorted(kinds)) for target, kinds in sorted(placed.items())}
+
+
+def _pin(model: ov.Model, targets: dict[str, str]) -> None:
+    """Says in the graph which device each operator runs on. What follows from constants alone goes where its consumers
+    run, if they agree: elsewhere, a weight would come to them as a tensor, and plugins want it to be a constant."""
+    ordered = model.get_ordered_ops()
+    constant = set[str]()
+    for node in ordered:
+        inputs = [port.get_node().get_friendly_name() for port in node.input_values()]
+        if node.get_type_name() == "Constant" or (inputs and constant.issuperset(inputs)):
+            constant.add(node.get_friendly_name())
+    for node in reversed(ordered):
+        name = node.get_friendly_name()
+        users = {
+            targets[port.get_node().get_friendly_name()]
+            for output in node.outputs()
+            for port in output.get_target_inputs()
+        }
+        if name in constant and len(users) == 1:
+            targets[name] = users.pop()
+        node.get_rt_info()["affinity"] = targets[name]
 
 
 def _check_operators(model: ov.Model, placed: Mapping[str, str], device: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import openvino as ov
 
-from visionpool_server.backends import LoadOptions, Placement, Tensors, zeros
+from visionpool_server.backends import LoadOptions, Placement, ShapeUse, Tensors, ones, zeros
 from visionpool_server.backends.openvino.context import BySize, Compiled, OpenVinoContext
 from visionpool_server.backends.openvino.devices import PRECISION
 from visionpool_server.backends.openvino.files import Names, dtype_of
@@ -17,13 +17,13 @@ from visionpool_server.backends.openvino.shapes import Plan
 class OpenVinoEngine:
     def __init__(
         self,
-        compiled: BySize,
+        compiled: Compiled,
         plan: Plan,
         names: Names,
         options: LoadOptions,
-        placed: Mapping[str, tuple[str, ...]],
+        placement: Placement,
     ) -> None:
-        self._compiled = Compiled(compiled)
+        self._compiled = compiled
         self._names = names
         self._options = options
         self.on_cpu = options.device == "CPU"
@@ -31,9 +31,9 @@ class OpenVinoEngine:
         self.batched = plan.batched
         self.batch_sizes = plan.sizes
         self.max_batch_size = plan.limit
-        first = next(iter(compiled.values()))
+        first = next(iter(compiled.by_size.values()))
         self.contexts = options.contexts or int(first.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._placement = _placement(first, options, placed)
+        self._placement = placement
 
     def clone(self) -> OpenVinoContext:
         return OpenVinoContext(self._compiled, self._names)
@@ -49,7 +49,8 @@ class OpenVinoEngine:
         return any(port.partial_shape.is_dynamic for port in next(iter(self._compiled.by_size.values())).inputs)
 
     def example(self, rows: int | None = None) -> Tensors:
-        """Zeros that the model takes: dynamic dimensions are 1, except a picture's, which are 32, and the `rows`."""
+        """Zeros that the model takes, and ones beside a picture: dynamic dimensions are 1, except a picture's, which are 32, and
+        the `rows`."""
         image = self._options.image.name if self._options.image else None
         size = rows if rows in self._compiled.by_size else self.batch_sizes[0] if self.batch_sizes else None
         tensors = {}
@@ -57,21 +58,26 @@ class OpenVinoEngine:
             shape = [d.get_length() if d.is_static else 32 if name == image else 1 for d in port.partial_shape]
             if self.batched and port.partial_shape[0].is_dynamic:
                 shape[0] = rows or 1
-            tensors[name] = zeros(shape, dtype_of(port.element_type))
+            fill = zeros if image in (None, name) else ones
+            tensors[name] = fill(shape, dtype_of(port.element_type))
         return tensors
 
     def describe(self) -> Placement:
         """`devices` names the model's operators as placed on HETERO's devices, a lone device's own layers otherwise."""
         return self._placement
 
+    def shape_use(self) -> ShapeUse | None:
+        return self._compiled.shapes.use() if self._compiled.shapes else None
+
     def close(self) -> None:
         """Contexts in use keep their own compiled model until they end."""
         self._compiled = Compiled({})
 
 
-def _placement(compiled: ov.CompiledModel, options: LoadOptions, placed: Mapping[str, tuple[str, ...]]) -> Placement:
+def placement(compiled: ov.CompiledModel, options: LoadOptions, placed: Mapping[str, tuple[str, ...]]) -> Placement:
+    """Where it runs. `placed`: the operators by device, where they were placed by us."""
     precision: str = options.precision or "device default"
-    if PRECISION in compiled.get_property("SUPPORTED_PROPERTIES"):
+    if precision != "int8" and PRECISION in compiled.get_property("SUPPORTED_PROPERTIES"):
         precision = str(compiled.get_property(PRECISION).get_type_name())
     devices = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
     return Placement("openvino", devices, precision, placed or _layers(compiled, options))

@@ -11,6 +11,7 @@ import openvino as ov
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import Signature, TensorSpec
+from visionpool_server.backends.openvino.endings import endings
 
 _DTYPES = {
     "boolean": "bool",
@@ -62,7 +63,7 @@ def signature_of(model: ov.Model) -> Signature:
     names = Names.of(model)
     inputs = tuple(map(_spec, names.inputs, model.inputs))
     outputs = tuple(map(_spec, names.outputs, model.outputs))
-    return Signature(inputs, outputs, _metadata(model))
+    return Signature(inputs, outputs, _metadata(model), endings(model, names.outputs))
 
 
 def dtype_of(element_type: ov.Type) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import openvino as ov
+import openvino.opset13 as ops
 from openvino.preprocess import PrePostProcessor
 from visionpool.errors import InvalidModel
 
@@ -129,6 +131,9 @@ def shaped(model: ov.Model, names: Names, first: ov.Dimension | None, options: L
 
     `first`: the first dimension of all inputs; None leaves it.
     """
+    image = options.image
+    if image and image.layout == "CHW":
+        _give_batch(model, names.inputs.index(image.name))
     shapes = {
         i: _input_shape(name, model.input(i).partial_shape, first, options) for i, name in enumerate(names.inputs)
     }
@@ -139,7 +144,6 @@ def shaped(model: ov.Model, names: Names, first: ov.Dimension | None, options: L
             f"the model does not take the shapes {[str(shape) for shape in shapes.values()]}: {reason(error)}",
             hint="check runtime.shapes in model.yaml",
         ) from error
-    image = options.image
     return _with_arithmetic(model, names.inputs.index(image.name), image) if image else model
 
 
@@ -156,6 +160,9 @@ def _input_shape(
     name: str, shape: ov.PartialShape, first: ov.Dimension | None, options: LoadOptions
 ) -> ov.PartialShape:
     fixed = options.shapes.get(name)
+    image = options.image
+    if fixed and image and image.name == name and image.layout == "CHW":
+        fixed = (1, *fixed)
     if shape.rank.is_dynamic:
         return ov.PartialShape([size if size > 0 else -1 for size in fixed]) if fixed else shape
     dimensions = list(shape)
@@ -165,13 +172,25 @@ def _input_shape(
                 f"runtime.shapes gives {name!r} {len(fixed)} dimensions, the model has {len(dimensions)}: {shape}"
             )
         dimensions = [ov.Dimension(value) if value > 0 else d for value, d in zip(fixed, dimensions, strict=True)]
-    image = options.image
     if image and image.name == name and image.size:
-        rows = 2 if image.layout == "NCHW" else 1
+        rows = 1 if image.layout == "NHWC" else 2
         dimensions[rows], dimensions[rows + 1] = map(ov.Dimension, image.size)
     if dimensions and first is not None:
         dimensions[0] = first
     return ov.PartialShape(dimensions)
+
+
+def _give_batch(model: ov.Model, index: int) -> None:
+    """Input (C, H, W) becomes (1, C, H, W): the graph takes the first dimension off again."""
+    old = model.get_parameters()[index]
+    if old.partial_shape.rank.is_static and len(old.partial_shape) == 4:
+        return
+    new = ops.parameter(ov.PartialShape([1, *old.partial_shape]), old.element_type, old.friendly_name)
+    picture = ops.squeeze(new, ops.constant([0], np.int64))
+    for target in old.output(0).get_target_inputs():
+        target.replace_source_output(picture.output(0))
+    model.replace_parameter(index, new)
+    model.validate_nodes_and_infer_types()
 
 
 def _with_arithmetic(model: ov.Model, index: int, image: ImageInput) -> ov.Model:
@@ -179,8 +198,8 @@ def _with_arithmetic(model: ov.Model, index: int, image: ImageInput) -> ov.Model
     arithmetic = image.arithmetic
     processor = PrePostProcessor(model)
     picture = processor.input(index)
-    picture.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    picture.model().set_layout(ov.Layout(image.layout))
+    picture.tensor().set_element_type(ov.Type.u8 if image.dtype == "uint8" else ov.Type.f32).set_layout(ov.Layout("NHWC"))
+    picture.model().set_layout(ov.Layout("NHWC" if image.layout == "NHWC" else "NCHW"))
     steps = picture.preprocess().convert_element_type(ov.Type.f32)
     if arithmetic.channels == "bgr":
         steps.reverse_channels()

@@ -1,0 +1,171 @@
+"""The whole of a build, from the original to the report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from numpy.typing import NDArray
+from visionpool.errors import InvalidSetting
+
+from visionpool_server.backends import Placement, Precision
+from visionpool_server.building import agreement
+from visionpool_server.building.accuracy import score
+from visionpool_server.building.bundle import write_bundle
+from visionpool_server.building.pictures import Pictures, choose
+from visionpool_server.building.progress import Notify, silent, told
+from visionpool_server.building.report import Compared, Report, Size, size_of
+from visionpool_server.building.speed import race
+from visionpool_server.building.subject import Subject, opened
+
+if TYPE_CHECKING:
+    from visionpool_server.evaluation import Dataset
+
+BUILDERS = {"openvino": "visionpool_server.building.openvino"}
+_NOISE = 8  # made-up inputs to compare on where no picture is given
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be built. `samples`: pictures to calibrate with, at most."""
+
+    model: Path
+    out: Path
+    precision: Precision
+    calibration: Path | None = None
+    samples: int = 300
+    dataset: Path | None = None
+    device: str = "CPU"
+    backend: str = "openvino"
+    max_pixels: int = 50_000_000
+
+
+class Builder(Protocol):
+    """A module of BUILDERS."""
+
+    PRECISIONS: tuple[Precision, ...]
+
+    def check(self, subject: Subject, precision: Precision) -> None:
+        """Raises InvalidModel for a model that cannot be built so, before anything is spent on it."""
+
+    def write(
+        self, subject: Subject, folder: Path, precision: Precision, pictures: Pictures | None, notify: Notify
+    ) -> str:
+        """Writes the weights into `folder` and returns their file's name."""
+
+
+def build(wish: Wish, notify: Notify = silent) -> Report:
+    """Writes the bundle `wish.out`, which appears complete or not at all, and measures it beside the original.
+
+    Raises SetupError.
+    """
+    check(wish)
+    dataset = _dataset(wish)
+    builder = cast(Builder, import_module(BUILDERS[wish.backend]))
+    notify("loading", 0, None)
+    with opened(wish.model, wish.device, wish.max_pixels) as original:
+        builder.check(original, wish.precision)
+        pictures = _pictures(wish, original, notify)
+        with _appearing(wish.out) as folder:
+            weights = builder.write(original, folder, wish.precision, pictures, notify)
+            write_bundle(original, folder, weights, wish.precision)
+        with opened(wish.out, wish.device, wish.max_pixels) as built:
+            return _measured(wish, (original, built), _Material(pictures, dataset), notify)
+
+
+def check(wish: Wish) -> None:
+    """Raises InvalidSetting for a wish that makes no sense, before a model is loaded."""
+    if wish.precision == "int8" and wish.calibration is None:
+        raise InvalidSetting(
+            "int8 is calibrated on pictures", hint="say --calibration FOLDER, with some hundred like those to come"
+        )
+    if wish.out.exists() and (not wish.out.is_dir() or any(wish.out.iterdir())):
+        raise InvalidSetting(f"-o {wish.out} is there already", hint="name a new folder, or remove that one")
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` in the end; nothing is left of it where something fails."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as spare:
+            folder = Path(spare) / "bundle"
+            folder.mkdir()
+            yield folder
+            folder.replace(out)
+    except OSError as error:
+        raise InvalidSetting(f"cannot build {out}: {error}") from error
+
+
+def _pictures(wish: Wish, original: Subject, notify: Notify) -> Pictures | None:
+    if wish.calibration is None or original.model.family is None:
+        return None
+    return choose(wish.calibration, wish.samples, lambda data: original.prepared(data, wish.max_pixels), notify)
+
+
+def _dataset(wish: Wish) -> Dataset | None:
+    """Read before anything is built: what is wrong with it shows at once."""
+    if wish.dataset is None:
+        return None
+    from visionpool_server.evaluation import read_dataset
+
+    return read_dataset(wish.dataset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """What the two are measured on."""
+
+    pictures: Pictures | None
+    dataset: Dataset | None
+
+
+def _measured(wish: Wish, pair: tuple[Subject, Subject], on: _Material, notify: Notify) -> Report:
+    original, built = pair
+    compared, row = _compared(pair, on.pictures, wish.max_pixels, notify)
+    placements = [subject.model.pool.placements[0] for subject in pair]
+    return Report(
+        model=original.model.name,
+        out=wish.out,
+        precision=wish.precision,
+        device=placements[1].device,
+        before=f"{placements[0].backend} {placements[0].precision}",
+        after=f"{placements[1].backend} {placements[1].precision}",
+        size=Size(size_of(original.weights), size_of(built.weights)),
+        speed=race(original, built, row, notify),
+        compared=compared,
+        scored=score(on.dataset, original, built, notify) if on.dataset else None,
+        pictures=on.pictures,
+        notes=_notes(wish.precision, placements[1]),
+    )
+
+
+def _notes(precision: Precision, placement: Placement) -> tuple[str, ...]:
+    if placement.precision in (precision, "device default"):
+        return ()
+    return (f"{placement.device} has no {precision}, and computes in {placement.precision}",)
+
+
+def _compared(
+    pair: tuple[Subject, Subject], pictures: Pictures | None, max_pixels: int, notify: Notify
+) -> tuple[Compared, Mapping[str, NDArray[Any]]]:
+    """How alike the two answer, and one row of tensors to time them with."""
+    original, built = pair
+    if pictures is None:
+        rows = [original.noise(seed) for seed in range(_NOISE)]
+        outputs = [(original.outputs(row), built.outputs(row)) for row in rows]
+        return Compared("made-up inputs", len(rows), agreement.of_tensors(outputs)), rows[0]
+    paths = pictures.measured
+    files = (path.read_bytes() for path in told(paths, "comparing", len(paths), notify))
+    results = [(original.predict(data), built.predict(data)) for data in files]
+    row = original.prepared(paths[0].read_bytes(), max_pixels)
+    figures = agreement.of_results(results)
+    if figures is None:
+        rows = [original.prepared(path.read_bytes(), max_pixels) for path in paths[:_NOISE]]
+        figures = agreement.of_tensors([(original.outputs(row), built.outputs(row)) for row in rows])
+    return Compared("held-out pictures" if pictures.held_out else "calibration pictures", len(paths), figures), row

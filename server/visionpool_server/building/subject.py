@@ -1,0 +1,106 @@
+"""One of the two models that are compared, loaded in the very way in which it is served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from visionpool.errors import InvalidModel, InvalidSetting
+from visionpool.results import Result
+
+from visionpool_server.backends import Engine, Source, zeros
+from visionpool_server.families import Tensors
+from visionpool_server.imaging.decode import decode
+from visionpool_server.models.files import ModelFiles, find_models
+from visionpool_server.models.loader import Defaults, Model, source_of
+from visionpool_server.service import Service
+
+_SIDE = 224  # of a picture for a model that takes any size
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A running model, its files, and where its weights are."""
+
+    model: Model
+    files: ModelFiles
+    source: Source
+    service: Service
+    runner: asyncio.Runner
+
+    @property
+    def engine(self) -> Engine:
+        return self.model.pool.engines[0][0]
+
+    @property
+    def weights(self) -> Path:
+        assert self.source.weights is not None
+        return self.source.weights
+
+    def predict(self, picture: bytes) -> Result:
+        """By the server's own flow. Raises RequestError for a picture that it would refuse."""
+        return self.runner.run(self.service.predict(self.model, picture)).result
+
+    def outputs(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+        """What the engine makes of one row of tensors, as copies."""
+        size = (self.engine.batch_sizes or (1,))[0]
+        rows = {name: np.repeat(value, size, axis=0) for name, value in tensors.items()} if size > 1 else tensors
+        return {name: np.array(value) for name, value in self.engine.clone().infer(rows).items()}
+
+    def prepared(self, picture: bytes, max_pixels: int) -> dict[str, NDArray[Any]]:
+        """A picture as this vision model's engine takes it: one row of each tensor, the picture (1, H, W, 3) uint8."""
+        assert self.model.family is not None
+        tensors = self.model.family.prepare(decode(picture, max_pixels=max_pixels)).tensors
+        return {name: np.ascontiguousarray(value[None]) for name, value in tensors.items()}
+
+    def noise(self, seed: int) -> dict[str, NDArray[Any]]:
+        """One row of made-up tensors for the engine: uniform noise, and zeros where whole numbers are taken."""
+        family, random = self.model.family, np.random.default_rng(seed)
+        if family is not None:
+            height, width = family.recipe.output_size() or (_SIDE, _SIDE)
+            picture = random.integers(0, 256, (height, width, 3), np.uint8)
+            return {name: np.ascontiguousarray(value[None]) for name, value in family.prepare(picture).tensors.items()}
+        return {
+            spec.name: _noise(spec.shape or (), spec.dtype, random, fixed=self._fixed(spec.name))
+            for spec in self.model.signature.inputs
+        }
+
+    def _fixed(self, name: str) -> tuple[int, ...]:
+        return self.model.bundle.runtime.shapes.get(name, ())
+
+
+def _noise(
+    shape: Sequence[int | None], dtype: str, random: np.random.Generator, *, fixed: tuple[int, ...]
+) -> NDArray[Any]:
+    wanted = fixed or shape
+    sizes = [int(size) if size is not None and size > 0 else 1 for size in wanted]
+    if dtype.startswith("float"):
+        return random.random(sizes).astype(dtype)
+    return zeros(sizes, dtype)
+
+
+@contextmanager
+def opened(path: Path, device: str, max_pixels: int) -> Iterator[Subject]:
+    """The one model at `path`, running on one device. Raises SetupError."""
+    from visionpool_server.app import DEMO_MODELS, offline
+
+    if not path.exists() and (DEMO_MODELS / path).is_dir():
+        path = DEMO_MODELS / path
+    found = find_models(path)
+    if len(found) != 1:
+        names = ", ".join(files.name for files in found)
+        raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
+    with offline([path], Defaults(device), max_pixels=max_pixels) as service, asyncio.Runner() as runner:
+        model = next(iter(service.models))
+        if model.bundle.runtime.backend in ("remote", "fake"):
+            raise InvalidModel(
+                f"{model.name} has no weights here: runtime.backend is {model.bundle.runtime.backend}",
+                hint="build where its file is",
+            )
+        yield Subject(model, found[0], source_of(found[0], model.bundle, "openvino"), service, runner)

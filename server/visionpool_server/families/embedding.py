@@ -1,0 +1,56 @@
+"""Models that make a vector of a picture, for looking up others like it (PaddleClas' PP-ShiTu, torchvision without its head).
+
+Output (N, D), or (N, D, 1, 1). The vector is brought to length 1, so that the scalar product of two is their likeness;
+`postprocess: {normalize: false}` leaves it as the model gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from visionpool.errors import InvalidModel
+from visionpool.results import EmbeddingResult
+
+from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, image_input, join_rows, split_by_row
+from visionpool_server.imaging.recipe import Geometry, Image
+
+_LEAST = 1e-12  # a vector shorter than that has no direction
+
+
+class Embedding:
+    accepts = frozenset({"normalize"})
+
+    def __init__(self, spec: FamilySpec) -> None:
+        self.image_input, _ = image_input(spec)
+        if spec.recipe is None:
+            raise InvalidModel(
+                "neither the file nor model.yaml says how pictures are prepared for this model",
+                hint="say preprocess: in model.yaml: it must be as in training",
+            )
+        self.recipe = spec.recipe
+        if len(spec.outputs) != 1:
+            raise InvalidModel(f"one output of (pictures, numbers) is expected; this model has {dict(spec.outputs)}")
+        self._output, shape = next(iter(spec.outputs.items()))
+        if len(shape) < 2 or any(size not in (1, None) for size in shape[2:]):
+            raise InvalidModel(f"an output of (pictures, numbers) is expected; this model's is {shape}")
+        self.normalize: bool = spec.settings.get("normalize", True)
+        self.labels: tuple[str, ...] = ()
+        self.class_count: int | None = 0
+        self.defaults = spec.defaults.over(Options())
+
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image, geometry)
+        return Prepared({self.image_input: prepared}, geometry)
+
+    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
+        return split_by_row(outputs, count)
+
+    def join(self, parts: Sequence[Tensors]) -> Tensors:
+        return join_rows(parts)
+
+    def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> EmbeddingResult:  # noqa: ARG002  a protocol's signature
+        vector = outputs[self._output].reshape(-1).astype(np.float64)
+        if self.normalize:
+            vector = vector / max(float(np.linalg.norm(vector)), _LEAST)
+        return EmbeddingResult(tuple(vector.astype(np.float32).astype(float).tolist()))

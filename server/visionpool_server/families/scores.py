@@ -1,0 +1,55 @@
+"""From a graph's last numbers to scores in 0..1. A leaf: it imports no family."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from visionpool_server.families.boxes import Floats
+
+Activation = Literal["none", "sigmoid", "softmax"]
+_SLACK = 0.5  # quantized scores leave 0..1 a little; of thousands of logits some are far outside
+
+
+def activation_of(values: Floats) -> Activation:
+    """What `values`, the class scores of all anchors of a picture, still need: sigmoid where they cannot be scores.
+
+    For exports whose files do not say: `postprocess: {activation: ...}` in model.yaml does.
+    """
+    if not values.size:
+        return "none"
+    low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)  # they pass over NaN
+    return "sigmoid" if low < -_SLACK or high > 1 + _SLACK else "none"
+
+
+def still_to_do(said: Activation | None, ending: str, of_logits: Activation) -> Activation | None:
+    """What is to be applied: what model.yaml says, or else what follows from the graph's last operator; None: not known.
+
+    What the graph does itself is not done twice. `of_logits`: what makes scores of a linear layer's numbers.
+    """
+    if ending in ("softmax", "sigmoid") and said in (None, ending):
+        return "none"
+    return said or (of_logits if ending == "logits" else None)
+
+
+def as_scores(values: Floats, activation: Activation) -> Floats:
+    """`values` (..., classes) after `activation`; softmax along the last axis."""
+    if activation == "none":
+        return values
+    if activation == "sigmoid":
+        return sigmoid(values)
+    powers = np.exp(values - values.max(axis=-1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def sigmoid(values: Floats) -> Floats:
+    """Of logits of any size: none overflows."""
+    result: Floats = 0.5 * (1 + np.tanh(0.5 * values))
+    return result
+
+
+def logit(threshold: float) -> float:
+    """What a logit must exceed for its sigmoid to exceed `threshold`."""
+    return -np.inf if threshold <= 0 else np.inf if threshold >= 1 else float(np.log(threshold / (1 - threshold)))

@@ -1,0 +1,56 @@
+"""Which rows of a YOLO output count, and for which class. A leaf: it imports no family.
+
+v5      (anchors, 5 + classes + more): objectness is the fifth
+v8      (4 + classes + more, anchors)
+final   (rows, 6 + more): what the graph has suppressed itself, or need not; the fifth is the score, the sixth the class
+
+An anchor counts for its best class, as in Ultralytics' `predict`; under `EVALUATION_THRESHOLD` once for each class over the
+threshold, as in its `val` (`multi_label=True`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionpool_server.families.boxes import Floats, Ints
+
+EVALUATION_THRESHOLD = 0.01
+"""Under this score threshold a caller draws precision-recall curves."""
+
+Anchors = NDArray[np.intp]
+Layout = Literal["v5", "v8", "final"]
+_MOST = 1e6  # no class has a higher number
+
+
+def read(output: Floats, layout: Layout, classes: int, threshold: float) -> tuple[Floats, Floats, Ints, Floats]:
+    """Of the rows over `threshold`: the numbers of their boxes (N, 4), scores (N,), classes (N,), and what follows (N, k)."""
+    if layout == "v5":
+        anchors, scores, label_ids = over_with_objectness(output, classes, threshold)
+        return output[anchors, :4], scores, label_ids, output[anchors, 5 + classes :]
+    if layout == "v8":
+        anchors, scores, label_ids = over(output[4 : 4 + classes], threshold)
+        return output[:4, anchors].T, scores, label_ids, output[4 + classes :, anchors].T
+    rows = output[(output[:, 4] > threshold) & (output[:, 5] >= 0) & (output[:, 5] < _MOST)]
+    return rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64), rows[:, 6:]
+
+
+def over(scores: NDArray[Any], threshold: float) -> tuple[Anchors, Floats, Ints]:
+    """`scores` (classes, anchors): the anchors over `threshold`, the score and the class of each."""
+    if threshold < EVALUATION_THRESHOLD:
+        label_ids, anchors = np.nonzero(scores > threshold)
+        return anchors, scores[label_ids, anchors], label_ids
+    anchors = np.flatnonzero(scores.max(axis=0, initial=-np.inf) > threshold)
+    columns = scores[:, anchors]
+    label_ids = columns.argmax(axis=0) if len(columns) else np.empty(0, np.int64)
+    return anchors, columns[label_ids, np.arange(len(anchors))], label_ids
+
+
+def over_with_objectness(rows: Floats, classes: int, threshold: float) -> tuple[Anchors, Floats, Ints]:
+    """`rows` (anchors, 5 + classes + more) with the objectness fifth: a class's score is the product of both."""
+    likely = np.flatnonzero(rows[:, 4] > threshold)  # a score cannot exceed its objectness
+    scores = rows[likely, 5 : 5 + classes].T * rows[likely, 4]
+    chosen, found, label_ids = over(scores, threshold)
+    return likely[chosen], found, label_ids

@@ -1,0 +1,71 @@
+"""Loading on paper: the loader does all that it does, and at the end an engine is only noted down, not loaded.
+
+So an inspection sees a model exactly as it would be served, and the device that it is meant for need not be on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from visionpool_server.backends import Backend, LoadOptions, Placement, Signature, Source, get_backend
+from visionpool_server.models import loader
+
+
+@dataclass(frozen=True, slots=True)
+class PaperEngine:
+    """What would be loaded: by which backend, from where, and how."""
+
+    backend_name: str
+    backend: Backend
+    source: Source
+    options: LoadOptions
+    contexts: int = 1
+    batched: bool = True
+    batch_sizes: tuple[int, ...] = ()
+    max_batch_size: int = 1
+    on_cpu: bool = False
+    quick_bytes: int = 0
+
+    def clone(self) -> NoReturn:
+        raise AssertionError("it is only on paper")
+
+    def describe(self) -> Placement:
+        return Placement(self.backend_name, self.options.device, "")
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaperBackend:
+    """Reads as `backend` does, and notes what it would load. `device`: instead of the one that model.yaml says."""
+
+    name: str
+    backend: Backend
+    device: str | None
+
+    def read(self, source: Source) -> Signature:
+        return self.backend.read(source)
+
+    def load(self, source: Source, options: LoadOptions) -> PaperEngine:
+        options = replace(options, device=self.device or options.device)
+        return PaperEngine(self.name, self.backend, source, options)
+
+
+@contextmanager
+def on_paper(device: str | None, backend: str | None) -> Iterator[None]:
+    """What is loaded meanwhile, is loaded on paper. For a command, which does one thing at a time."""
+
+    def opened(name: str) -> PaperBackend:
+        chosen = backend or name
+        return PaperBackend(chosen, get_backend(chosen), device)
+
+    usual = vars(loader)["get_backend"]
+    vars(loader)["get_backend"] = opened
+    try:
+        yield
+    finally:
+        vars(loader)["get_backend"] = usual
