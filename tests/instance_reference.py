@@ -109,11 +109,15 @@ class Placed:
         return self.points(boxes.reshape(-1, 2, 2)).reshape(-1, 4).clip(0, [width, height, width, height])
 
 
-def fitted(image: Pixels, size: tuple[int, int], fill: int, *, centred: bool) -> Placed:
-    """In proportion into `size` (height, width)."""
+def fitted(
+    image: Pixels, size: tuple[int, int], fill: int, *, centred: bool, whole: Callable[[float], int] = round
+) -> Placed:
+    """In proportion into `size` (height, width). `whole`: what makes whole pixels of the shorter side."""
     height, width = image.shape[:2]
-    ratio = min(size[0] / height, size[1] / width)
-    new_width, new_height = max(1, round(width * ratio)), max(1, round(height * ratio))
+    if height / width > size[0] / size[1]:
+        new_height, new_width = size[0], max(1, whole(size[0] / (height / width)))
+    else:
+        new_height, new_width = max(1, whole(size[1] * (height / width))), size[1]
     spare_x, spare_y = size[1] - new_width, size[0] - new_height
     left, top = (spare_x // 2, spare_y // 2) if centred else (0, 0)
     canvas = np.full((*size, 3), fill, np.uint8)

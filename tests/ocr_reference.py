@@ -41,6 +41,9 @@ def variants(images: Path) -> dict[str, Array]:
         "latin": opened(images / "latin.jpg"),
         "line": opened(images / "en_rec.jpg"),
         "no text for it": opened(images / "fastdeploy_ocrdet.jpg"),
+        "en in colours": coloured(page),
+        "numbers": opened(images / "ch_en_num.jpg"),
+        "vertical": opened(images / "text_vertical_words.png"),
         "en turned by 180": cv2.rotate(page, cv2.ROTATE_180),
         "en turned by 90": cv2.rotate(page, cv2.ROTATE_90_CLOCKWISE),
         "en turned by 270": cv2.rotate(page, cv2.ROTATE_90_COUNTERCLOCKWISE),
@@ -51,6 +54,12 @@ def variants(images: Path) -> dict[str, Array]:
 
 def opened(path: Path) -> Array:
     return np.asarray(cv2.imread(str(path)))
+
+
+def coloured(image: Array) -> Array:
+    """Black on white as dark red on light blue: what takes BGR for RGB sees another picture."""
+    share = np.array([0.45, 0.7, 0.3])
+    return np.asarray(np.round(image * share + np.array([120, 10, 150]) * (1 - share)), np.uint8)
 
 
 def floats(values: Any) -> Array:

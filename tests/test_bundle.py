@@ -111,7 +111,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
         ({"runtime": {"backend": "remote", "url": "grpc://a b:1"}}, r"runtime.url: .*pattern"),
         ({"raw_pictures": "grb"}, r"raw_pictures: .*'rgb' or 'bgr'"),
         ({"aliases": ["a"]}, r"aliases: "),
-        ({"runtime": {"precision": "f8"}}, r"runtime.precision: .*'f32', 'bf16' or 'f16'"),
+        ({"runtime": {"precision": "f8"}}, r"runtime.precision: .*'f32', 'bf16', 'f16' or 'int8'"),
         ({"runtime": {"shapes": {"x": [1, "many"]}}}, r"runtime.shapes.x.1: "),
         ({"runtime": {"shapes": {"x": [1, 10**30]}}}, r"runtime.shapes.x.1: "),
         ({"runtime": "CPU"}, r"runtime: "),

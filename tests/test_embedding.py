@@ -33,7 +33,7 @@ def test_a_picture_becomes_a_vector_of_length_1(
 ) -> None:
     model = classifier(tmp_path / "m.onnx", ending, classes=24)
     preprocess: list[Any] = [{"resize": 32}, {"normalize": {"mean": MEAN, "std": STD}}]
-    config: dict[str, Any] = {"family": "embedding", "preprocess": preprocess}
+    config: dict[str, Any] = {"task": "embedding", "preprocess": preprocess}
     config |= {} if normalize is None else {"postprocess": {"normalize": normalize}}
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(config))
     with served(tmp_path, backend) as predict:

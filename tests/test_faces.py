@@ -44,7 +44,7 @@ SCRFDS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
 
 def scrfd(model: Path, image: Pixels, options: Options) -> Objects:
     """Anchor by anchor: sides and landmarks count in strides from the top left corner of the anchor's cell."""
-    placed = fitted(image, SIDE, 0, centred=False)
+    placed = fitted(image, SIDE, 0, centred=False, whole=int)
     outputs = [
         output[0] if output.ndim == 3 else output
         for output in run(model, **{"input.1": planes(placed.image, 127.5, 128)})

@@ -265,7 +265,7 @@ def pinned_picodet(testdata: Path) -> dict[str, tuple[str, ...]]:
     image = ImageInput("image", "NCHW", Arithmetic(), (320, 320))
     options = LoadOptions(image=image, device=HETERO, cpu_operators=("Concat", "Transpose"))
     engine = get_backend("openvino").load(Source(model), options)
-    picture = {
+    picture: dict[str, NDArray[Any]] = {
         "image": np.zeros((1, 320, 320, 3), np.uint8),
         "scale_factor": np.ones((1, 2), np.float32),
     }

@@ -21,7 +21,15 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 import visionpool
 import yaml
-from visionpool.errors import DeadlineExceeded, InvalidImage, InvalidModel, InvalidOption, QueueFull, Unavailable
+from visionpool.errors import (
+    DeadlineExceeded,
+    InvalidImage,
+    InvalidModel,
+    InvalidOption,
+    QueueFull,
+    TooLarge,
+    Unavailable,
+)
 from visionpool.results import ClassifyResult, OCRResult
 from visionpool_server.app import offline
 from visionpool_server.families import Options
@@ -29,6 +37,7 @@ from visionpool_server.imaging.decode import decode
 from visionpool_server.imaging.text_lines import WIDTHS
 from visionpool_server.models.bundle import Bundle
 from visionpool_server.models.loader import Defaults
+from visionpool_server.pool import Pool
 from visionpool_server.service import Ask, Service
 
 from tests import ocr_models as tiny
@@ -63,6 +72,19 @@ def fresh(folder: Path) -> Iterator[Service]:
     """One that has done nothing yet."""
     with offline([folder], Defaults(), max_pixels=50_000_000) as made:
         yield made
+
+
+def free_places(pool: Pool) -> int:
+    """How many places a pool that nobody asks has."""
+    return next(count - 1 for count in range(1, 10_000) if not has_room(pool, count))
+
+
+def has_room(pool: Pool, count: int) -> bool:
+    try:
+        pool.check_room(count)
+    except TooLarge:
+        return False
+    return True
 
 
 def read(service: Service, lines: list[str], **options: Any) -> OCRResult:
@@ -280,6 +302,21 @@ class TestManyAtOnce:
                 return await asyncio.gather(*(service.predict(model, picture) for _ in range(6)))
 
             assert [prediction.result.text for prediction in asyncio.run(ask())] == [tuple(lines)] * 6
+            assert [m.pool.statistics.snapshot().fail.count for m in service.models] == [0, 0, 0, 0]
+
+    def test_a_step_that_others_fill_is_waited_for(self, fresh: Service) -> None:
+        reader, model = fresh.models.get("ocr.read"), fresh.models.get("ocr")
+
+        async def ask() -> Any:
+            with reader.pool.places(free_places(reader.pool)):  # whoever else asks it now is refused
+                with pytest.raises(QueueFull):
+                    await fresh.predict(reader, tiny.png(tiny.bar("FACE")[:-1]))
+                task = asyncio.create_task(fresh.predict(model, tiny.png(tiny.page(["FACE", "BED"]))))
+                await asyncio.sleep(0.2)
+                assert not task.done()
+            return (await task).result
+
+        assert asyncio.run(ask()).text == ("FACE", "BED")
 
     def test_whoever_comes_when_it_is_full_is_refused_before_a_picture_is_decoded(self, tmp_path: Path) -> None:
         folder = tiny.pipeline(tmp_path / "ocr", batching={"max_queue_size": 2})

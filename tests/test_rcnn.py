@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from visionpool.errors import InferenceFailed, InvalidOption, SetupError
 from visionpool.results import DetectionResult, Mask
+from visionpool_server.app import offline
 from visionpool_server.families import FamilySpec, Options, build_family
 from visionpool_server.imaging.recipe import Geometry, Recipe
+from visionpool_server.models.loader import Defaults
 
 from tests import instance_models, tiny_models
 from tests.instance_reference import (
@@ -398,3 +402,24 @@ def test_solov2_has_masks_and_the_boxes_around_them(backend: str, tmp_path: Path
                     assert (box, mask.data) == ((0, 0, 0, 0), ())
                 total += len(rows)
     assert total > 5000
+
+
+def test_what_to_write_is_said_where_nothing_tells_that_it_is_one(tmp_path: Path) -> None:
+    instance_models.rcnn(tmp_path / "rcnn" / "m.onnx", masks="grids")
+    instance_models.scrfd(tmp_path / "faces" / "m.onnx", landmarks=False)
+    with offline([tmp_path / "rcnn", tmp_path / "faces"], Defaults(), max_pixels=1000) as service:
+        advice = {model.name: (model.task, model.advice or "") for model in service.models}
+    assert advice["rcnn"][0] == advice["faces"][0] == "tensor"
+    assert "family: rcnn" in advice["rcnn"][1]
+    assert "family: scrfd" in advice["faces"][1]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--run", "--json")], ids=str)
+def test_a_model_of_one_picture_can_be_inspected(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    instance_models.rcnn(tmp_path / "m.onnx", masks="grids", seed=1)
+    (tmp_path / "model.yaml").write_text("family: rcnn\n")
+    command = [sys.executable, "-m", "visionpool", "inspect", str(tmp_path), *arguments]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert told.returncode == 0, told.stderr
+    assert "rcnn" in told.stdout
+    assert "640" in told.stdout  # the size that was guessed

@@ -91,7 +91,8 @@ def write(
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     segmenter(folder / "s.onnx", ending, size=size)
-    config = {"task": "segmentation", "family": "segmentation", "preprocess": preprocess, **more}
+    said = {"task" if ending == "logits" else "family": "segmentation"}  # either is enough
+    config = {**said, "preprocess": preprocess, **more}
     (folder / "model.yaml").write_text(yaml.safe_dump(config))
     return folder / "s.onnx"
 

@@ -8,12 +8,15 @@ Each class has `to_json()` and `from_json()`; `result_from_dict` picks the class
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 Box = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 Point = tuple[float, float]  # x, y
+
+_EXPONENTS = re.compile(r'"(?:[^"\\]|\\.)*"|e[+-]0?')  # of numbers, and strings as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,9 @@ class Result:
         return {"type": self.type, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+        """The very text that the server writes for this result, whichever way it came."""
+        text = json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+        return _EXPONENTS.sub(_short, text) if "e-0" in text or "e+" in text else text
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -181,6 +186,12 @@ def result_from_dict(data: Mapping[str, Any]) -> Result:
     if kind not in RESULT_TYPES:
         raise ValueError(f"unknown type of result {kind!r}; known: {', '.join(RESULT_TYPES)}")
     return RESULT_TYPES[str(kind)].from_dict(data)
+
+
+def _short(found: re.Match[str]) -> str:
+    """An exponent without what says nothing, as the server's JSON has it: 1e-06 is 1e-6. Strings stay as they are."""
+    text = found.group()
+    return text if text.startswith('"') else text.rstrip("0").rstrip("+")
 
 
 def _frozen(value: Any) -> Any:

@@ -68,6 +68,7 @@ class Pool:
         self._changed, self._emptied = Condition(lock), Condition(lock)
         self._closing = False
         self._admitted = 0
+        self._waiting: list[Callable[[], None]] = []  # of `when_free`
         self._rate = _Rate()
         self._supervisor = Thread(target=self._supervise, name=f"{name}-supervisor", daemon=True)
 
@@ -102,6 +103,22 @@ class Pool:
             self._rate.count(count, busy=self._admitted > 0)
             if not self._admitted:
                 self._emptied.notify_all()
+        self._wake_waiting()
+
+    def when_free(self, wake: Callable[[], None]) -> bool:
+        """Whether there is a place just now. If not, `wake` is called once, on some thread, when one may have become free."""
+        with self._changed:
+            if self._closing or self._admitted < self._places:
+                return True
+            self._waiting.append(wake)
+            return False
+
+    def _wake_waiting(self) -> None:
+        if self._waiting:
+            with self._changed:
+                waiting, self._waiting = self._waiting, []
+            for wake in waiting:
+                wake()
 
     def check_room(self, count: int) -> None:
         """Raises TooLarge for more pictures, or pieces of a large batch, than there are places, were they all free."""
@@ -160,6 +177,7 @@ class Pool:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        self._wake_waiting()
         self._queue.close()
         self._supervisor.join(timeout)  # first: it may be replacing a worker
         for worker in self._workers:

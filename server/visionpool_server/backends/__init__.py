@@ -108,6 +108,12 @@ class LoadOptions:
     options: Mapping[str, Any] = field(default_factory=dict)  # the runtime's own properties, passed through
 
 
+def device_name(said: str) -> str:
+    """A device as backends spell it, in whatever case and with whatever spaces somebody wrote it: HETERO:GPU,CPU, cuda:0."""
+    name = "".join(said.split()).upper()
+    return name.lower() if name.startswith("CUDA") else name
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where an engine really runs. `devices`: execution device -> operator types, where the runtime tells."""

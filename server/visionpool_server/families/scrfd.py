@@ -46,7 +46,7 @@ class Scrfd(FaceDetector):
     def __init__(self, spec: FamilySpec) -> None:
         self.image_input, fixed = image_input(spec)
         size = fixed or spec.input_size or _USUAL_SIZE
-        self.recipe = spec.recipe or Recipe((Resize(size, keep_ratio=True), Pad(size)), _ARITHMETIC)
+        self.recipe = spec.recipe or Recipe((Resize(size, keep_ratio=True, rounding="down"), Pad(size)), _ARITHMETIC)
         prepared = self.recipe.output_size()
         if prepared is None:
             raise InvalidModel("preprocess leaves the size of pictures open", hint="end it with pad: [HEIGHT, WIDTH]")

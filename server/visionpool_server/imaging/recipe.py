@@ -9,7 +9,7 @@ compiled into the graph where it can (OpenVINO), so that what queues is uint8: a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import cv2
@@ -19,6 +19,37 @@ from pydantic import Field
 from visionpool.errors import TooLarge
 
 from visionpool_server.imaging.antialias import Filter, resampled
+from visionpool_server.imaging.geometry import Geometry, Undo
+
+__all__ = [
+    "MAX_RESIZED_PIXELS",
+    "Adjusting",
+    "Arithmetic",
+    "CenterCrop",
+    "Channels",
+    "Fill",
+    "Geometry",
+    "Gray",
+    "Grey",
+    "Image",
+    "Interpolation",
+    "Letterbox",
+    "Number",
+    "Pad",
+    "PadToStride",
+    "Positive",
+    "Recipe",
+    "Resize",
+    "ResizeShort",
+    "Rounding",
+    "Side",
+    "Size",
+    "Step",
+    "Undo",
+    "padded",
+    "resized",
+    "up_to",
+]
 
 Side = Annotated[int, Field(ge=1, le=65_535)]
 Size = tuple[Side, Side]  # (height, width)
@@ -47,63 +78,6 @@ _FILTERS: dict[str, Filter] = {  # what Pillow calls them
     "area": "box",
     "lanczos": "lanczos",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Undo:
-    """One step back, for maps of pixels: to a picture of `size` (height, width).
-
-    `at`: the row and column where that picture lies in the one after the step; None where the step resized it.
-    """
-
-    size: tuple[int, int]
-    at: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Where the original picture lies in the prepared one: `prepared = original * scale + offset`, in pixels.
-
-    `undo`: the same step by step, the last step first, for what is to be brought back pixel by pixel.
-    """
-
-    height: int  # of the original picture
-    width: int
-    scale_x: float = 1.0
-    scale_y: float = 1.0
-    offset_x: float = 0.0
-    offset_y: float = 0.0
-    undo: tuple[Undo, ...] = field(default=(), compare=False)
-
-    def scaled(self, x: float, y: float, *undo: Undo) -> Geometry:
-        return replace(
-            self,
-            undo=undo + self.undo,
-            scale_x=self.scale_x * x,
-            scale_y=self.scale_y * y,
-            offset_x=self.offset_x * x,
-            offset_y=self.offset_y * y,
-        )
-
-    def shifted(self, x: float, y: float, *undo: Undo) -> Geometry:
-        return replace(self, offset_x=self.offset_x + x, offset_y=self.offset_y + y, undo=undo + self.undo)
-
-    def to_original(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Boxes (N, 4) xyxy in the prepared picture as boxes in the original one, clipped to its borders."""
-        offset = np.array([self.offset_x, self.offset_y] * 2, np.float32)
-        scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
-        return self.clip((boxes - offset) / scale)
-
-    def points_to_original(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Points (N, 2) x, y in the prepared picture as points in the original one, which may lie beside it."""
-        offset = np.array([self.offset_x, self.offset_y], np.float32)
-        return np.asarray((points - offset) / np.array([self.scale_x, self.scale_y]), np.float32)
-
-    def clip(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Boxes (N, 4) xyxy in the original picture, cut at its borders."""
-        limit = np.array([self.width, self.height] * 2, np.float32)
-        clipped: NDArray[np.float32] = np.clip(boxes, 0, limit)
-        return clipped
 
 
 class Step(Protocol):
@@ -269,7 +243,7 @@ class CenterCrop:
         image, geometry = padded(image, geometry, margins, 0)
         rows, columns = image.shape[:2]
         top, left = (_half(spare, self.rounding) for spare in (rows - height, columns - width))
-        undo = () if (top, left) == (0, 0) == (rows - height, columns - width) else (Undo((rows, columns), (-top, -left)),)
+        undo = [Undo((rows, columns), (-top, -left))] if (rows, columns) != self.size else []
         return image[top : top + height, left : left + width], geometry.shifted(-left, -top, *undo)
 
     def output_size(self) -> tuple[int, int] | None:
@@ -310,14 +284,20 @@ class Letterbox:
 
 @dataclass(frozen=True, slots=True)
 class Pad:
-    """Padded at the bottom and right to `size` (height, width); a larger picture is left as it is."""
+    """Padded at the bottom and right to `size` (height, width). Raises TooLarge for a picture that is larger."""
 
     size: Size
     fill: Fill = 0
 
     def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
         rows, columns = image.shape[:2]
-        margins = (0, max(0, self.size[0] - rows), 0, max(0, self.size[1] - columns))
+        height, width = self.size
+        if rows > height or columns > width:
+            raise TooLarge(
+                f"a picture of {columns}x{rows} is to be padded to {width}x{height}",
+                hint="send a smaller one; or the model's operator puts a resize before pad in preprocess",
+            )
+        margins = (0, height - rows, 0, width - columns)
         return padded(image, geometry, margins, self.fill)
 
     def output_size(self) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
-from visionpool.errors import SetupError
+from visionpool.errors import BackendUnavailable, SetupError
 
 from visionpool_server.backends import LoadOptions
 from visionpool_server.backends.survey import Graph, Support, Survey, open_survey
@@ -51,7 +51,12 @@ def _report(known: Identified, run_seconds: float | None) -> Report:
     cost = _cost(graph) if graph else None
     devices = tuple(survey.support(name) for name in _asked(known.device, survey)) if survey else ()
     placement = _placement(known.device, options.cpu_operators, survey, graph, devices) if survey else None
-    run = measure(known, survey, shapes, run_seconds, cost.flops if cost else None) if run_seconds else None
+    run = None
+    if run_seconds:
+        try:
+            run = measure(known, survey, shapes, run_seconds, cost.flops if cost else None)
+        except BackendUnavailable as error:  # the device is not on this machine: all else is still worth telling
+            notes.append(f"not measured: {error.message}")
     return Report(
         model=facts_of(known),
         inputs=tuple(map(tensor, known.signature.inputs)),

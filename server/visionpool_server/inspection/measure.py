@@ -71,7 +71,8 @@ def _picture_size(known: Identified, shapes: Mapping[str, tuple[int, ...]]) -> t
     """Height and width of the model's own input."""
     assert known.image is not None
     shape = shapes[known.image.name]
-    return (shape[1], shape[2]) if known.image.layout == "NHWC" else (shape[2], shape[3])
+    rows = known.image.layout.index("H")
+    return shape[rows], shape[rows + 1]
 
 
 def _latencies(context: Context, batch: Tensors, seconds: float) -> list[float]:

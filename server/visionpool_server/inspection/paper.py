@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from visionpool_server.backends import Backend, LoadOptions, Placement, Signature, Source, get_backend
+from visionpool_server.backends import Backend, LoadOptions, Placement, Signature, Source, device_name, get_backend
 from visionpool_server.models import loader
 
 
@@ -51,7 +51,7 @@ class PaperBackend:
         return self.backend.read(source)
 
     def load(self, source: Source, options: LoadOptions) -> PaperEngine:
-        options = replace(options, device=self.device or options.device)
+        options = replace(options, device=device_name(self.device or options.device))
         return PaperEngine(self.name, self.backend, source, options)
 
 

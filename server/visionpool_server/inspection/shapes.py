@@ -56,14 +56,15 @@ def _fixed_by_server(known: Identified, spec: TensorSpec, axis: int) -> bool:
 
 def _sides(spec: TensorSpec) -> tuple[int, int]:
     """The axes of height and width."""
-    return (1, 2) if picture_shape(spec.shape or ()).layout == "NHWC" else (2, 3)
+    rows = picture_shape(spec.shape or ()).layout.index("H")
+    return rows, rows + 1
 
 
 def _value(known: Identified, spec: TensorSpec, axis: int) -> Value:
     """For one dynamic dimension."""
     if axis == 0:
         return 1, "one picture" if known.image else "one row", False
-    if spec.rank != 4:
+    if spec.rank != 4 and (known.image is None or known.image.name != spec.name):
         return 1, "a guess", True
     if axis not in _sides(spec):
         return 3, "colours", known.image is None

@@ -30,6 +30,12 @@ _SEGMENTATION = (
     "if it says a class for every pixel, write a model.yaml beside it: {family: segmentation, labels: FILE, preprocess: "
     "[{resize: [512, 512]}, {normalize: {mean: 0.5, std: 0.5}}]}"
 )
+_RCNN = (
+    "if it is a Faster or Mask R-CNN, write a model.yaml beside it: {family: rcnn, labels: FILE}; for the ONNX model zoo's add "
+    "preprocess: [{resize_short: 800}, {pad_to_stride: 32}, {normalize: {scale: 1.0, mean: [102.9801, 115.9465, 122.7717], "
+    "std: [1, 1, 1], channels: bgr}}]"
+)
+_SCRFD = "if it is an SCRFD without landmarks, write a model.yaml beside it: {family: scrfd}"
 _YOLO = "if it is a YOLO detector, write a model.yaml beside it: {family: yolov8, labels: FILE} (or yolov5)"
 _READER = "if it reads lines of text (PP-OCR), write a model.yaml beside it: {task: ocr, labels: FILE}"
 _TEXT_DETECTOR = (
@@ -40,6 +46,8 @@ _TEXT_DETECTOR = (
 
 def advice(signature: Signature) -> str | None:
     """None for a model that takes no picture, or whose outputs look like nothing that is served."""
+    if sorted(spec.rank for spec in signature.outputs) in ([1, 1, 2], [1, 1, 2, 4]) and len(signature.inputs) == 1:
+        return _RCNN
     pictures = [spec.shape for spec in signature.inputs if spec.shape and spec.rank == 4]
     if len(pictures) != 1 or picture_shape(pictures[0]).channels not in (1, 3, None):
         return None
@@ -51,6 +59,9 @@ def advice(signature: Signature) -> str | None:
         return _READER if _any_width(pictures[0]) else _of_rows(signature, shapes[0][1])
     if ranks == [4]:
         return f"{_TEXT_DETECTOR}; {_SEGMENTATION}" if shapes[0][1] == 1 else _SEGMENTATION
+    last = [shape[-1:] for shape in shapes]
+    if (len(last), last.count((1,)), last.count((4,))) == (6, 3, 3):
+        return _SCRFD
     if len(ranks) > 1 and set(ranks) == {3}:
         return _BOXES_AND_SCORES if len(ranks) == 2 and 4 in (shapes[0][2], shapes[1][2]) else _PICODET
     return raw_heads(signature) or (_TRANSFORMER if sorted(ranks) == [2, 2, 3] else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from visionpool.errors import InvalidModel
 
 from visionpool_server.assembly import Assembly, Pictures, Rows, Whole
-from visionpool_server.backends import Backend, Engine, ImageInput, LoadOptions, Precision, Source
+from visionpool_server.backends import Backend, Engine, ImageInput, LoadOptions, Precision, Source, device_name
 from visionpool_server.families import Family
 from visionpool_server.models.bundle import Bundle, Workers
 from visionpool_server.pool import Pool, PoolOptions
@@ -73,7 +73,7 @@ class Loading:
         runtime, batching = self.bundle.runtime, self.bundle.batching
         return LoadOptions(
             image=image,
-            device=workers.device or "CPU",
+            device=device_name(workers.device or "CPU"),
             precision=runtime.precision or self.defaults.precision,
             contexts=workers.count,
             max_batch_size=batching.max_batch_size,

@@ -41,6 +41,7 @@ from visionpool_server.models.preprocess import recipe_from
 __all__ = ["Defaults", "Model", "load_model"]
 
 _NOTHING = Bundle()
+_OWN_FAMILY = ("classification", "embedding", "segmentation")  # tasks that a family of the same name usually does
 _UNKNOWN = "neither the file nor its neighbours say what kind of model this is"
 
 
@@ -205,8 +206,8 @@ def _family_name(bundle: Bundle, signature: Signature) -> str | None:
         return None
     if bundle.family:
         return canonical(bundle.family)
-    if bundle.task == "classification":
-        return "classification"
+    if bundle.task in _OWN_FAMILY:
+        return bundle.task
     if bundle.task is None:
         return None
     raise InvalidModel(_UNKNOWN, hint=hint(signature))

@@ -13,11 +13,12 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from visionpool.errors import DeadlineExceeded, QueueFull
+from visionpool.errors import DeadlineExceeded
 from visionpool.results import ClassifyResult, OCRResult, Result
 
 from visionpool_server.batching import DEFAULT_PRIORITY, Job, Tensors
@@ -35,7 +36,6 @@ from visionpool_server.statistics import Stages
 
 T = TypeVar("T")
 
-_PAUSE = 0.05  # seconds, at most, between two attempts at a step that others fill
 _AFTERWARDS = 1.0  # seconds that a step's own deadline lies behind that of the request, which is the one to be told of
 
 
@@ -158,16 +158,26 @@ class Reader:
         def finish(outputs: Tensors, geometry: Geometry) -> Result:
             return family.finish(outputs, geometry, NO_OPTIONS)
 
-        while True:
-            job = self._flow.picture_job(model, image, finish, priority=terms.priority)
-            try:
-                await self._flow.run(model.pool, [job], max(0.0, terms.until - time.monotonic()) + _AFTERWARDS)
-            except QueueFull as error:
-                await asyncio.sleep(min(error.retry_after, _PAUSE))
-                continue
-            times.add(job)
-            result: Result = job.future.result()
-            return result
+        await _place_in(model.pool)  # nothing comes in between: places are taken on this very thread
+        job = self._flow.picture_job(model, image, finish, priority=terms.priority)
+        await self._flow.run(model.pool, [job], max(0.0, terms.until - time.monotonic()) + _AFTERWARDS)
+        times.add(job)
+        result: Result = job.future.result()
+        return result
 
     async def _off_loop(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._flow.stages, work, *arguments)
+
+
+async def _place_in(pool: Pool) -> None:
+    """Returns when there is one."""
+    loop = asyncio.get_running_loop()
+    free = asyncio.Event()
+    while not pool.when_free(partial(_from_any_thread, loop, free.set)):
+        await free.wait()
+        free.clear()
+
+
+def _from_any_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,11 @@ PRECISION = "INFERENCE_PRECISION_HINT"
 _NONE: Mapping[str, str] = {}
 ONE_THREAD = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1"}
 _STRUCTURE = {"Parameter", "Constant", "Result"}  # graph nodes that no device "runs"
+_FORMS = "a device is CPU, GPU, GPU.1, NPU or AUTO, or several: HETERO:GPU,CPU, AUTO:GPU,CPU, MULTI:GPU,CPU"
+_NEEDS = {
+    "GPU": "an Intel GPU needs the OpenCL loader (libOpenCL.so.1) and Intel's compute runtime; /dev/dri in a container",
+    "NPU": "an Intel NPU needs Intel's NPU driver and the Level Zero loader (libze_loader.so.1); /dev/accel in a container",
+}
 
 
 def compile_model(model: ov.Model, options: LoadOptions, more: Mapping[str, str] = _NONE) -> ov.CompiledModel:
@@ -29,8 +34,8 @@ def compile_model(model: ov.Model, options: LoadOptions, more: Mapping[str, str]
         raise InvalidModel(
             f"OpenVINO cannot compile the model for {options.device}: {reason(error)}",
             hint=None
-            if options.device == "CPU"
-            else "runtime.device: HETERO:GPU,CPU runs on the CPU what the first device lacks",
+            if options.device == "CPU" or _devices(options.device) != [options.device]
+            else f"runtime.device: {_hetero(options.device)} runs on the CPU what {options.device} lacks",
         ) from error
 
 
@@ -60,9 +65,7 @@ def place(model: ov.Model, options: LoadOptions) -> dict[str, tuple[str, ...]]:
         if wanted:
             raise InvalidModel(
                 f"cpu_operators needs HETERO with a second device, and the device is {device}",
-                hint="say runtime.device: HETERO:GPU,CPU, or leave cpu_operators out"
-                if device == "CPU"
-                else f"say runtime.device: HETERO:{device},CPU",
+                hint=f"say runtime.device: {_hetero(device)}, or leave cpu_operators out",
             )
         return {}
     operators = [node for node in model.get_ops() if node.get_type_name() not in _STRUCTURE]
@@ -120,8 +123,7 @@ def _check_operators(model: ov.Model, placed: Mapping[str, str], device: str) ->
         f"{device} cannot run {', '.join(missing)}",
         hint="no device named has them: export the model without, or say runtime.backend: onnxruntime"
         if "CPU" in devices
-        else f"say runtime.device: HETERO:{','.join(devices)},CPU in model.yaml, "
-        f"with runtime.cpu_operators: [{', '.join(missing)}]",
+        else f"say runtime.device: {_hetero(device)} in model.yaml, with runtime.cpu_operators: [{', '.join(missing)}]",
     )
 
 
@@ -131,13 +133,49 @@ def _devices(device: str) -> list[str]:
     return [name.strip() for name in names.split(",")] if virtual in ("HETERO", "AUTO", "MULTI") and names else [device]
 
 
+def _hetero(device: str) -> str:
+    """The same devices, and the CPU for what they lack."""
+    others = [name for name in _devices(device) if name not in ("CPU", "AUTO") and not name.startswith("-")]
+    return f"HETERO:{','.join(others) or 'GPU'},CPU"
+
+
 def check_device(device: str) -> None:
-    """Raises BackendUnavailable for a device that this machine does not have."""
-    known = core().available_devices
-    for name in (part.lstrip("-") for part in _devices(device)):
-        if name in ("AUTO", "HETERO", "MULTI") or any(d == name or d.split(".")[0] == name for d in known):
+    """Raises BackendUnavailable for a device that this machine does not have, or that is none."""
+    if device in ("HETERO", "MULTI") or device.endswith(":") or (device and "" in _devices(device)):
+        raise BackendUnavailable(f"device {device!r} does not name its devices", hint=_FORMS)
+    for name in _devices(device):
+        if device == "AUTO" or (name.startswith("-") and device.startswith("AUTO:")) or is_here(name):
             continue
+        known = core().available_devices
         raise BackendUnavailable(
-            f"OpenVINO finds no device {name!r} on this machine; it finds {', '.join(known)}",
-            hint="an Intel GPU needs the OpenCL loader (libOpenCL.so.1) and Intel's compute runtime; /dev/dri in a container",
+            f"OpenVINO finds no device {name!r} on this machine; it finds {', '.join(known)}", hint=_hint(name, known)
         )
+
+
+def is_here(name: str) -> bool:
+    """Whether the machine has this one device. OpenVINO lists a lone GPU as GPU, and takes GPU.0 for it."""
+    known = core().available_devices
+    kind, _, index = name.partition(".")
+    if any(name in (one, one.partition(".")[0]) for one in known):
+        return True
+    return bool(index) and kind in known and index in core().get_property(kind, "AVAILABLE_DEVICES")
+
+
+def _hint(name: str, known: Sequence[str]) -> str | None:
+    kind = name.partition(".")[0]
+    if name.startswith("cuda"):
+        return f"{name} is a device of runtime.backend: onnxruntime"
+    return None if kind in {one.partition(".")[0] for one in known} else _NEEDS.get(kind, _FORMS)
+
+
+def precision_of(compiled: ov.CompiledModel) -> str | None:
+    """What it really computes in, whatever was asked for; several devices have one each, in the order in which they are
+    named. None where the device does not tell."""
+    supported = compiled.get_property("SUPPORTED_PROPERTIES")
+    if PRECISION in supported:
+        return str(compiled.get_property(PRECISION).get_type_name())
+    if "DEVICE_PROPERTIES" not in supported:
+        return None
+    told: Mapping[str, Mapping[str, Any]] = compiled.get_property("DEVICE_PROPERTIES")
+    each = [told.get(name, {}).get(PRECISION) for name in compiled.get_property("EXECUTION_DEVICES")]
+    return "/".join(dict.fromkeys(str(kind.get_type_name()) for kind in each if kind)) or None

@@ -9,7 +9,7 @@ import openvino as ov
 
 from visionpool_server.backends import LoadOptions, Placement, ShapeUse, Tensors, ones, zeros
 from visionpool_server.backends.openvino.context import BySize, Compiled, OpenVinoContext
-from visionpool_server.backends.openvino.devices import PRECISION
+from visionpool_server.backends.openvino.devices import precision_of
 from visionpool_server.backends.openvino.files import Names, dtype_of
 from visionpool_server.backends.openvino.shapes import Plan
 
@@ -76,9 +76,8 @@ class OpenVinoEngine:
 
 def placement(compiled: ov.CompiledModel, options: LoadOptions, placed: Mapping[str, tuple[str, ...]]) -> Placement:
     """Where it runs. `placed`: the operators by device, where they were placed by us."""
-    precision: str = options.precision or "device default"
-    if precision != "int8" and PRECISION in compiled.get_property("SUPPORTED_PROPERTIES"):
-        precision = str(compiled.get_property(PRECISION).get_type_name())
+    told = None if options.precision == "int8" else precision_of(compiled)
+    precision = told or options.precision or "device default"
     devices = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
     return Placement("openvino", devices, precision, placed or _layers(compiled, options))
 

@@ -193,16 +193,25 @@ def _give_batch(model: ov.Model, index: int) -> None:
     model.validate_nodes_and_infer_types()
 
 
+def _backwards(picture: ov.Output) -> ov.Output:
+    """RGB as BGR, channels last. OpenVINO's own `reverse_channels` is merged into the weights of the first convolution, and
+    gets lost without a word where the graph reads the shape of its input besides, as that of a recurrent network does."""
+    return ops.slice(picture, [-1], [-_OV_LIMIT], [-1], [-1]).output(0)
+
+
 def _with_arithmetic(model: ov.Model, index: int, image: ImageInput) -> ov.Model:
     """Takes uint8 NHWC RGB: `(x * scale - mean) / std` is `(x - mean / scale) / (std / scale)` here."""
     arithmetic = image.arithmetic
     processor = PrePostProcessor(model)
     picture = processor.input(index)
-    picture.tensor().set_element_type(ov.Type.u8 if image.dtype == "uint8" else ov.Type.f32).set_layout(ov.Layout("NHWC"))
+    picture.tensor().set_element_type(ov.Type.u8 if image.dtype == "uint8" else ov.Type.f32).set_layout(
+        ov.Layout("NHWC")
+    )
     picture.model().set_layout(ov.Layout("NHWC" if image.layout == "NHWC" else "NCHW"))
-    steps = picture.preprocess().convert_element_type(ov.Type.f32)
+    steps = picture.preprocess()
     if arithmetic.channels == "bgr":
-        steps.reverse_channels()
+        steps.custom(_backwards)
+    steps.convert_element_type(ov.Type.f32)
     if any(arithmetic.mean):
         steps.mean([value / arithmetic.scale for value in arithmetic.mean])
     steps.scale([value / arithmetic.scale for value in arithmetic.std])

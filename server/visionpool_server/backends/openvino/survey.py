@@ -13,7 +13,7 @@ import openvino as ov
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import LoadOptions, Source, Tensors
-from visionpool_server.backends.openvino.devices import compile_model, place
+from visionpool_server.backends.openvino.devices import compile_model, is_here, place
 from visionpool_server.backends.openvino.files import Names, core, read_model, reason
 from visionpool_server.backends.openvino.graph import STRUCTURE, graph_of
 from visionpool_server.backends.openvino.shapes import shaped
@@ -49,7 +49,7 @@ class OpenVinoSurvey:
         return tuple(core().available_devices)
 
     def support(self, device: str) -> Support:
-        if not _is_here(device):
+        if not is_here(device):
             found = ", ".join(core().available_devices)
             return Support(device, available=False, note=f"not on this machine: OpenVINO finds {found}")
         full_name = str(core().get_property(device, "FULL_DEVICE_NAME")).strip()
@@ -108,10 +108,6 @@ def _placement(model: ov.Model, device: str, cpu_operators: Sequence[str]) -> Ma
         raise InvalidModel(f"OpenVINO cannot say where {device} would run the model: {reason(error)}") from error
     placed = [(name, kind) for name, kind in _operators(model) if name in found]
     return {name: "CPU" if kind in cpu_operators else found[name] for name, kind in placed}
-
-
-def _is_here(device: str) -> bool:
-    return any(device in (name, name.split(".")[0]) for name in core().available_devices)
 
 
 def _tensor(array: Any, element_type: ov.Type) -> ov.Tensor:
