@@ -54,7 +54,7 @@ _FAMILIES: dict[str, tuple[Build, dict[str, Any]]] = {
         lambda path: segmentation_models.classifier(path, "vector", classes=24),
         {"preprocess": [{"resize": 32}, NORMAL], "labels": []},
     ),
-    "yolov5": (tiny_models.yolov5, {}),
+    "yolov5": (tiny_models.yolov5, {"postprocess": {"score_threshold": 0.1}}),
     "yolov8": (tiny_models.yolov8, {}),
     "yolo_end2end": (detector_models.yolo_end2end, {}),
     "yolox": (detector_models.yolox, {}),
@@ -72,11 +72,12 @@ _FAMILIES: dict[str, tuple[Build, dict[str, Any]]] = {
         {"preprocess": SQUARE},
     ),
     "matting": (lambda path: segmentation_models.segmenter(path, "alpha"), {"preprocess": SQUARE, "labels": []}),
-    "yolov5_face": (instance_models.yolov5_face, {"labels": []}),
+    "yolov5_face": (instance_models.yolov5_face, {"labels": [], "postprocess": {"score_threshold": 0.05}}),
     "scrfd": (instance_models.scrfd, {"labels": []}),
 }
 OCR = {"ocr_detection": "ocr.detect", "ocr_direction": "ocr.classify", "ocr_recognition": "ocr.read"}
 MODELS = (*_FAMILIES, *OCR.values(), "ocr")
+NOT_NUMBERS = ("nan_classification", "nan_embedding", "nan_segmentation", "nan_matting")
 
 
 def write_models(folder: Path) -> Path:
@@ -89,7 +90,24 @@ def write_models(folder: Path) -> Path:
         if "infer_cfg.yml" not in {path.name for path in (folder / family).iterdir()}:
             _write(folder / family / "model.yaml", content)
     ocr_models.pipeline(folder / "ocr")
+    for name in NOT_NUMBERS:
+        family = name.removeprefix("nan_")
+        _not_numbers(folder / name / "model.onnx", maps=family in ("segmentation", "matting"))
+        _write(folder / name / "model.yaml", {"family": family, "preprocess": SQUARE})
     return folder
+
+
+def _not_numbers(path: Path, *, maps: bool) -> None:
+    """The logarithm of what is below 0: (N, 1, 64, 64), or (N, 1)."""
+    graph = tiny_models.Graph()
+    picture = graph.input("x", ["batch", 3, 64, 64])
+    below = graph.add(
+        "Neg", graph.add("Abs", graph.add("ReduceMean", picture, axes=[1] if maps else [1, 2, 3], keepdims=int(maps)))
+    )
+    below = below if maps else graph.add("Reshape", below, graph.constant([-1, 1], np.int64))
+    graph.add("Log", below, output="y")
+    graph.output("y", ["batch", 1, 64, 64] if maps else ["batch", 1])
+    graph.save(path)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
@@ -106,7 +124,9 @@ def pictures_for(model: str) -> dict[str, bytes]:
     elif model.startswith("ocr"):
         scenes = [ocr_models.page(ocr_models.written(seed, 3), (321, 639)) for seed in (1, 2, 3)]
     else:
-        scenes = [tiny_models.picture(height, width, i) for i, (height, width) in enumerate([(61, 97), (75, 53), (99, 131)])]
+        scenes = [
+            tiny_models.picture(height, width, i) for i, (height, width) in enumerate([(61, 97), (75, 53), (99, 131)])
+        ]
     odd, grey, turned = scenes
     return {"odd": file(odd), "grey": file(grey[:, :, 1]), "turned": file(np.rot90(turned), turned=True)}
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from queue import Queue
@@ -20,64 +18,14 @@ import httpx
 import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
-import visionpool
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from visionpool.results import Result
 
-from tests.kserve_models import PATIENCE, Ask, GrpcTyped, Told, TritonGrpc, TritonHttp
-from tests.real_server import Server
+from tests.kserve_models import PATIENCE, Ask, Told
+from tests.parity_clients import Clients
 
 Options = Mapping[str, Any]
-
-
-@dataclass
-class Clients:
-    """All clients of one server, connected."""
-
-    server: Server
-    web: httpx.Client
-    client: visionpool.Client
-    grpc: visionpool.GrpcClient
-    portal: BlockingPortal
-    async_client: visionpool.AsyncClient
-    async_grpc: visionpool.AsyncGrpcClient
-    triton_http: TritonHttp
-    triton_grpc: TritonGrpc
-    typed: GrpcTyped
-    inputs: dict[str, str] = field(default_factory=dict)
-
-    def picture_input(self, model: str) -> str:
-        """What KServe calls the pictures of a model."""
-        if model not in self.inputs:
-            said = self.web.get(f"/v2/models/{model}/config").json()["parameters"]
-            self.inputs[model] = said["picture_input"]["string_value"]
-        return self.inputs[model]
-
-
-@contextmanager
-def clients_of(server: Server) -> Iterator[Clients]:
-    with ExitStack() as stack:
-        portal = stack.enter_context(start_blocking_portal())
-        awaited = (visionpool.AsyncClient(server.url), visionpool.AsyncGrpcClient(server.grpc))
-        entered = [stack.enter_context(portal.wrap_async_context_manager(one)) for one in awaited]
-        triton = [stack.enter_context(_closing(kind(server))) for kind in (TritonHttp, TritonGrpc, GrpcTyped)]
-        yield Clients(
-            server,
-            stack.enter_context(httpx.Client(base_url=server.url, timeout=PATIENCE)),
-            stack.enter_context(visionpool.Client(server.url)),
-            stack.enter_context(visionpool.GrpcClient(server.grpc)),
-            portal,
-            *entered,
-            *triton,
-        )
-
-
-@contextmanager
-def _closing(way: Any) -> Iterator[Any]:
-    yield way
-    way.close()
 
 
 def query(options: Options) -> dict[str, Any]:
@@ -214,9 +162,9 @@ def kserve_http_json(clients: Clients, model: str, pictures: Sequence[bytes], op
     }
     head = json.dumps(said).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
-    (told,) = _answer(
-        clients.web.post(f"/v2/models/{model}/infer", content=head + data, headers=headers)
-    ).json()["outputs"]
+    (told,) = _answer(clients.web.post(f"/v2/models/{model}/infer", content=head + data, headers=headers)).json()[
+        "outputs"
+    ]
     return [text.encode() for text in told["data"]]
 
 

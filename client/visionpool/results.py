@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 Box = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 Point = tuple[float, float]  # x, y
 
-_EXPONENTS = re.compile(r'"(?:[^"\\]|\\.)*"|e[+-]0?')  # of numbers, and strings as a whole
+_SMALL = re.compile(r'"(?:[^"\\]|\\.)*"|(\d)(?:\.(\d+))?e-0(\d)')  # numbers under 1e-4; strings as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Result:
     def to_json(self) -> str:
         """The very text that the server writes for this result, whichever way it came."""
         text = json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
-        return _EXPONENTS.sub(_short, text) if "e-0" in text or "e+" in text else text
+        return _SMALL.sub(_as_served, text) if "e-0" in text else text
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -188,10 +188,14 @@ def result_from_dict(data: Mapping[str, Any]) -> Result:
     return RESULT_TYPES[str(kind)].from_dict(data)
 
 
-def _short(found: re.Match[str]) -> str:
-    """An exponent without what says nothing, as the server's JSON has it: 1e-06 is 1e-6. Strings stay as they are."""
-    text = found.group()
-    return text if text.startswith('"') else text.rstrip("0").rstrip("+")
+def _as_served(found: re.Match[str]) -> str:
+    """A small number as the server's JSON has it: 0.000012 and 1.2e-6, where Python writes 1.2e-05 and 1.2e-06."""
+    first, rest, exponent = found.groups()
+    if first is None:
+        return found.group()  # a string
+    if exponent == "5":
+        return f"0.0000{first}{rest or ''}"
+    return f"{first}.{rest}e-{exponent}" if rest else f"{first}e-{exponent}"
 
 
 def _frozen(value: Any) -> Any:

@@ -179,7 +179,8 @@ class Pool:
             self._changed.notify_all()
         self._wake_waiting()
         self._queue.close()
-        self._supervisor.join(timeout)  # first: it may be replacing a worker
+        if self._supervisor.ident is not None:  # it was started
+            self._supervisor.join(timeout)  # first: it may be replacing a worker
         for worker in self._workers:
             worker.join(max(0.0, until - time.monotonic()))
         in_hand = [job for worker in self._workers for job in worker.jobs]  # of those that hang, or died meanwhile

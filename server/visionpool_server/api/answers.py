@@ -85,8 +85,9 @@ def steps_of(model: Model) -> dict[str, str]:
 
 def _activation(model: Model) -> str | None:
     """What is applied to the outputs to make scores of them; None for a family that does not ask."""
-    activation: str | None = getattr(model.family, "activation", "")
-    return "by their values" if activation is None else activation or None
+    if model.family is None:
+        return None
+    return "by their values" if model.family.activation is None else model.family.activation or None
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

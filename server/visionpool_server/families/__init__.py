@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from visionpool.errors import InvalidModel, InvalidOption
+from visionpool.errors import InferenceFailed, InvalidModel, InvalidOption
 from visionpool.results import Result
 
 from visionpool_server.imaging.recipe import Geometry, Image, Recipe
@@ -121,6 +121,9 @@ class Family(Protocol):
     class_count: int | None  # None: the model's tensors do not say
     accepts: frozenset[str]  # the options that mean something to it
     defaults: Options  # what holds where a caller says nothing
+    activation: str | None  # applied to its outputs; None: as each picture's values look; "": that is no question here
+    resizes: bool  # whether its pictures are of a size of its own, whatever the file fixes
+    one_at_a_time: bool  # whether the outputs of several pictures could not be told apart
 
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         """`geometry`: where the original lies in `image`, if it was decoded smaller."""
@@ -132,6 +135,39 @@ class Family(Protocol):
         """The inverse of `split`: the outputs of some pictures as those of one batch."""
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> Result: ...
+
+
+class PictureFamily:
+    """What most families do alike: the recipe makes the one input, and row i of each output belongs to picture i."""
+
+    recipe: Recipe
+    image_input: str
+    labels: tuple[str, ...]
+    class_count: int | None
+    defaults: Options
+    activation: str | None = ""
+    resizes = False
+    one_at_a_time = False
+
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+        prepared, geometry = self.recipe.prepare(image, geometry)
+        return Prepared({self.image_input: prepared}, geometry)
+
+    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
+        return _alone(outputs, count) if self.one_at_a_time else split_by_row(outputs, count)
+
+    def join(self, parts: Sequence[Tensors]) -> Tensors:
+        return _alone(parts[0], len(parts))[0] if self.one_at_a_time else join_rows(parts)
+
+
+def _alone(outputs: Tensors, count: int) -> list[Tensors]:
+    """The outputs of one picture that have no batch dimension. Raises InferenceFailed for those of several."""
+    if count != 1:
+        raise InferenceFailed(
+            f"the outputs of {count} pictures have no batch dimension, so nobody can tell whose they are",
+            hint="the model's operator should say batching.max_batch_size: 1",
+        )
+    return [outputs]
 
 
 def split_by_row(outputs: Tensors, count: int) -> list[Tensors]:

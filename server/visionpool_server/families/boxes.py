@@ -11,8 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from visionpool.results import DetectionResult, Result
 
-from visionpool_server.families import Options, Prepared, Tensors, class_ids, join_rows, label_of, split_by_row
-from visionpool_server.imaging.recipe import Geometry, Image, Recipe
+from visionpool_server.families import (
+    Options,
+    PictureFamily,
+    Tensors,
+    class_ids,
+    label_of,
+)
+from visionpool_server.imaging.recipe import Geometry, Recipe
 
 MAX_CANDIDATES = 30_000  # Ultralytics' `max_nms`: bounds the time that one hostile threshold can take
 
@@ -40,7 +46,7 @@ class Candidates:
         return Candidates(self.boxes[which], self.scores[which], self.label_ids[which], more)
 
 
-class CandidateDetector:
+class CandidateDetector(PictureFamily):
     """A detector whose graph ends in candidates, not yet suppressed.
 
     `candidates` is what differs from one to the next; `suppressed` and `result` where boxes are not all there is.
@@ -52,16 +58,6 @@ class CandidateDetector:
     labels: tuple[str, ...]
     class_count: int | None
     defaults: Options  # with score_threshold and max_detections set, and iou_threshold where suppression is left to do
-
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, geometry)
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_by_row(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_rows(parts)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> Result:
         """Outputs: one picture's rows, without the batch dimension."""

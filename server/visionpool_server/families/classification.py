@@ -6,7 +6,6 @@ operator, and last the values of each picture: none negative and their sum 1 is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -17,20 +16,18 @@ from visionpool.results import ClassifyResult
 from visionpool_server.families import (
     FamilySpec,
     Options,
-    Prepared,
+    PictureFamily,
     Tensors,
     class_ids,
     image_input,
-    join_rows,
     label_of,
     picture_shape,
-    split_by_row,
 )
-from visionpool_server.families.scores import Activation, activation_of, as_scores, still_to_do
-from visionpool_server.imaging.recipe import CenterCrop, Geometry, Image, Recipe, ResizeShort
+from visionpool_server.families.scores import Activation, activation_of, as_scores, finite, still_to_do
+from visionpool_server.imaging.recipe import CenterCrop, Geometry, Recipe, ResizeShort
 
 
-class Classification:
+class Classification(PictureFamily):
     """Output (N, classes), or (N, classes, 1, 1).
 
     `activation`: what is applied to it, None where each picture's values decide. `multi_label`: any number of classes may
@@ -38,6 +35,7 @@ class Classification:
     over the threshold (PaddleClas' ThreshOutput); the result is then one class.
     """
 
+    activation: Activation | None
     accepts = frozenset({"top_k", "score_threshold", "classes", "activation", "multi_label", "default_class"})
     usual = Options(top_k=5)
     usual_of_many = Options(score_threshold=0.5)
@@ -60,20 +58,10 @@ class Classification:
             )
         self.defaults = spec.defaults.over(self.usual_of_many if self.multi_label else self.usual)
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, geometry)
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_by_row(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_rows(parts)
-
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> ClassifyResult:  # noqa: ARG002  a protocol's signature
         """The `top_k` best classes over `score_threshold`, of those in `classes`."""
         chosen = options.over(self.defaults)
-        scores = self._scores(outputs[self._output].reshape(-1))
+        scores = finite(self._scores(outputs[self._output].reshape(-1)))
         wanted = class_ids(chosen.classes, self.labels, len(scores)) if chosen.classes else range(len(scores))
         ids = np.array(wanted, np.intp)
         if self.default_class is not None:

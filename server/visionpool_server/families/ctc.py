@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from visionpool_server.families.scores import finite
+
 BLANK = 0  # PaddleOCR's class for "no character here"
 
 
@@ -18,6 +20,7 @@ def best_path(scores: NDArray[np.float32], characters: Sequence[str]) -> tuple[s
     """The text of `scores` (steps, classes), and the mean probability of its characters, 0 where there are none.
 
     `characters`: by class, the blank first. Logits become probabilities; rows that sum to 1 are left as they are.
+    Raises InferenceFailed for scores that are no numbers.
     """
     if not scores.size:
         return "", 0.0
@@ -27,7 +30,7 @@ def best_path(scores: NDArray[np.float32], characters: Sequence[str]) -> tuple[s
     if not kept.any():
         return "", 0.0
     rows = _probabilities(scores[kept])
-    best = rows.max(axis=1)
+    best = finite(rows.max(axis=1))
     return "".join(characters[i] for i in ids[kept].tolist()), float(best.astype(np.float64).mean())
 
 

@@ -6,19 +6,24 @@ Output (N, D), or (N, D, 1, 1). The vector is brought to length 1, so that the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from visionpool.errors import InvalidModel
 from visionpool.results import EmbeddingResult
 
-from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, image_input, join_rows, split_by_row
-from visionpool_server.imaging.recipe import Geometry, Image
+from visionpool_server.families import (
+    FamilySpec,
+    Options,
+    PictureFamily,
+    Tensors,
+    image_input,
+)
+from visionpool_server.families.scores import finite
+from visionpool_server.imaging.recipe import Geometry
 
 _LEAST = 1e-12  # a vector shorter than that has no direction
 
 
-class Embedding:
+class Embedding(PictureFamily):
     accepts = frozenset({"normalize"})
 
     def __init__(self, spec: FamilySpec) -> None:
@@ -39,18 +44,8 @@ class Embedding:
         self.class_count: int | None = 0
         self.defaults = spec.defaults.over(Options())
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, geometry)
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_by_row(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_rows(parts)
-
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> EmbeddingResult:  # noqa: ARG002  a protocol's signature
-        vector = outputs[self._output].reshape(-1).astype(np.float64)
+        vector = finite(outputs[self._output].reshape(-1).astype(np.float64))
         if self.normalize:
             vector = vector / max(float(np.linalg.norm(vector)), _LEAST)
         return EmbeddingResult(tuple(vector.astype(np.float32).astype(float).tolist()))

@@ -6,20 +6,25 @@ back to the original's size linearly, step by step (PaddleSeg `Matting/deploy/py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from visionpool.errors import InvalidModel
 from visionpool.results import SegmentationResult
 
-from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, image_input, join_rows, split_by_row
+from visionpool_server.families import (
+    FamilySpec,
+    Options,
+    PictureFamily,
+    Prepared,
+    Tensors,
+    image_input,
+)
 from visionpool_server.families.pixel_maps import ClassMap, restored, result_of, with_prepared_size
 from visionpool_server.imaging.recipe import Geometry, Image
 
 _NAMES = ("alpha", "pha", "matte", "output")
 
 
-class Matting:
+class Matting(PictureFamily):
     """Output (N, 1, H, W) or (N, H, W), 0 to 1."""
 
     accepts = frozenset({"compact", "score_threshold", "output"})
@@ -41,12 +46,6 @@ class Matting:
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         prepared, geometry = self.recipe.prepare(image, geometry)
         return Prepared({self.image_input: prepared}, with_prepared_size(geometry, prepared))
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_by_row(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_rows(parts)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> SegmentationResult:
         chosen = options.over(self.defaults)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from visionpool.errors import InvalidModel
 from visionpool.results import OCRResult
 
-from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, image_input, join_rows, split_by_row
+from visionpool_server.families import (
+    FamilySpec,
+    Options,
+    PictureFamily,
+    Tensors,
+    image_input,
+)
 from visionpool_server.families.db import Binarization, Floats, boxes_of
 from visionpool_server.families.reading_order import reading_order
 from visionpool_server.imaging.crops import is_vertical
-from visionpool_server.imaging.recipe import Arithmetic, Geometry, Image, Recipe, Resize
+from visionpool_server.imaging.recipe import Arithmetic, Geometry, Recipe, Resize
 from visionpool_server.imaging.text_lines import LimitSide
 
 _LEAST_SIDE = 3  # pixels of the original: what is no longer is dropped
@@ -20,7 +24,7 @@ _LEAST_SIDE = 3  # pixels of the original: what is no longer is dropped
 ARITHMETIC = Arithmetic(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), channels="bgr")
 
 
-class OcrDetection:
+class OcrDetection(PictureFamily):
     """Output (N, 1, H, W): how likely each pixel is text. `score_threshold` is the least mean of a box."""
 
     accepts = frozenset({"score_threshold", "map_threshold", "unclip_ratio"})
@@ -43,16 +47,6 @@ class OcrDetection:
         self.defaults = spec.defaults.over(Options(score_threshold=usual.box_threshold))
         self.labels: tuple[str, ...] = ()
         self.class_count: int | None = None
-
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, geometry)
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_by_row(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_rows(parts)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> OCRResult:
         """Boxes in the order of reading, `rec_scores` their own, no text."""

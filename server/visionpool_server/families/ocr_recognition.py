@@ -10,15 +10,13 @@ from visionpool.results import OCRResult
 from visionpool_server.families import (
     FamilySpec,
     Options,
-    Prepared,
+    PictureFamily,
     Tensors,
     image_input,
-    join_rows,
     picture_shape,
-    split_by_row,
 )
 from visionpool_server.families.ctc import best_path
-from visionpool_server.imaging.recipe import Arithmetic, Geometry, Image, Recipe
+from visionpool_server.imaging.recipe import Arithmetic, Geometry, Recipe
 from visionpool_server.imaging.text_lines import WIDTHS, TextLine
 
 ARITHMETIC = Arithmetic(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), channels="bgr")
@@ -26,7 +24,7 @@ HEIGHT = 48  # of version 3 and later; 32 before
 _KNOWN = {6625: "ppocr_keys_v1.txt", 97: "en_dict.txt", 18385: "ppocrv5_dict.txt", 15631: "ppocrv4_doc_dict.txt"}
 
 
-class OcrRecognition:
+class OcrRecognition(PictureFamily):
     """Output (N, steps, classes): class 0 is blank, then the characters of the dictionary, then perhaps the space.
 
     The spec's `labels` are the dictionary; the family's own are by class.
@@ -50,16 +48,6 @@ class OcrRecognition:
         self.class_count = spec.outputs[self._output][2]
         self.labels = by_class(spec.labels, self.class_count)
         self.defaults = spec.defaults
-
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, geometry)
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_by_row(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_rows(parts)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> OCRResult:  # noqa: ARG002  a protocol's signature
         """One line, the whole picture its box."""

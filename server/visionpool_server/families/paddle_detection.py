@@ -16,14 +16,22 @@ from numpy.typing import NDArray
 from visionpool.errors import InvalidModel
 from visionpool.results import DetectionResult
 
-from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, class_ids, image_input
+from visionpool_server.families import (
+    FamilySpec,
+    Options,
+    PictureFamily,
+    Prepared,
+    Tensors,
+    class_ids,
+    image_input,
+)
 from visionpool_server.families.boxes import allowed, detection_result
 from visionpool_server.families.instance_masks import Pixels, cut_out, with_masks
 from visionpool_server.families.paddle_inputs import recipe_said, side_inputs, side_tensors, without_offset
 from visionpool_server.imaging.recipe import Geometry, Image
 
 
-class PaddleDetection:
+class PaddleDetection(PictureFamily):
     fallback = Options(score_threshold=0.5, max_detections=300, compact=False)
 
     def __init__(self, spec: FamilySpec) -> None:

@@ -43,6 +43,7 @@ class PicoDet(CandidateDetector):
     """Heads in any order. Scores are after sigmoid, or logits: `postprocess: {activation: sigmoid}` in model.yaml, the
     graph's last operator or each picture's own numbers say which, the first that speaks."""
 
+    activation: Activation | None
     accepts = CandidateDetector.accepts | {"activation"}
     fallback = Options(score_threshold=0.5, iou_threshold=0.6, max_detections=100)
 

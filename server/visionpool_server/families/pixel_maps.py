@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from visionpool.results import SegmentationResult
 
 from visionpool_server.families.boxes import Floats
+from visionpool_server.families.scores import finite
 from visionpool_server.imaging.masks import png_of
 from visionpool_server.imaging.recipe import Geometry, Image, Undo
 
@@ -75,7 +76,7 @@ def seen(geometry: Geometry) -> NDArray[np.bool_] | None:
 def highest_classes(planes: Floats, geometry: Geometry, *, scored: bool = False, softmax: bool = False) -> ClassMap:
     """The class of each pixel from the scores `planes` (C, h, w): of equal ones the first.
 
-    `scored`: its score too; with `softmax` that is its share of the exponentials of all.
+    `scored`: its score too; with `softmax` that is its share of the exponentials of all. Raises InferenceFailed for NaN.
     """
     prune = len(planes) > 2 and _resizings(planes.shape[1:], geometry) <= 1
     first, *others = contenders(planes) if prune else range(len(planes))
@@ -85,6 +86,7 @@ def highest_classes(planes: Floats, geometry: Geometry, *, scored: bool = False,
         plane = restored(planes[index], geometry)
         np.putmask(classes, plane > best, index)
         np.maximum(best, plane, out=best)
+    finite(best)
     if not scored:
         return ClassMap(classes)
     if not softmax:
@@ -113,6 +115,8 @@ def result_of(
     found: ClassMap, labels: Sequence[str], *, scored: bool, compact: bool, geometry: Geometry
 ) -> SegmentationResult:
     """With the scores where `scored`. Pixels that the model did not see are of class 0, with a score of 0."""
+    if found.scores is not None:
+        finite(found.scores)
     classes, scores = found.classes, found.scores if scored else None
     there = seen(geometry)
     if there is not None:

@@ -14,7 +14,6 @@ not begin with one are those from 1 on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +22,18 @@ from numpy.typing import NDArray
 from visionpool.errors import InferenceFailed, InvalidModel
 from visionpool.results import DetectionResult
 
-from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, class_ids, picture_shape
-from visionpool_server.families.alone import join_one, split_one
+from visionpool_server.families import (
+    FamilySpec,
+    Options,
+    PictureFamily,
+    Tensors,
+    class_ids,
+    picture_shape,
+)
 from visionpool_server.families.boxes import Candidates, Floats, allowed, detection_result
 from visionpool_server.families.instance_masks import Pixels, over_box, over_picture, sampled, with_masks
 from visionpool_server.families.points import within_reach
-from visionpool_server.imaging.recipe import Geometry, Image, Pad, Recipe, Resize
+from visionpool_server.imaging.recipe import Geometry, Pad, Recipe, Resize
 
 _COVERED = 0.5
 _BACKGROUND = "background"
@@ -44,9 +49,9 @@ class _Roles:
     masks: Floats | None  # (n, rows, columns)
 
 
-class Rcnn:
-    fallback = Options(score_threshold=0.5, max_detections=100, compact=False)
+class Rcnn(PictureFamily):
     one_at_a_time = True  # the outputs of several pictures could not be told apart
+    fallback = Options(score_threshold=0.5, max_detections=100, compact=False)
 
     def __init__(self, spec: FamilySpec) -> None:
         self.image_input, fixed = _picture(spec)
@@ -57,16 +62,6 @@ class Rcnn:
         self.defaults = spec.defaults.over(self.fallback)
         self.labels = _from_background(spec.labels)
         self.class_count = len(self.labels) or None  # the outputs do not say
-
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, geometry)
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_one(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_one(parts)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
         chosen = options.over(self.defaults)

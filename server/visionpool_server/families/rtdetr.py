@@ -49,6 +49,7 @@ class _Layout:
 
 
 class RtDetr(CandidateDetector):
+    activation: Activation | None
     accepts = frozenset({"score_threshold", "max_detections", "classes", "activation"})
 
     def __init__(self, spec: FamilySpec) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from visionpool.errors import InferenceFailed
 
 from visionpool_server.families.boxes import Floats
 
@@ -42,6 +44,18 @@ def as_scores(values: Floats, activation: Activation) -> Floats:
     powers = np.exp(values - values.max(axis=-1, keepdims=True))
     shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
     return shares
+
+
+def finite(values: NDArray[Any]) -> NDArray[Any]:
+    """`values`, of which a result is made. Raises InferenceFailed for NaN and infinity: JSON has no word for them, and
+    what is decided by them means nothing.
+    """
+    if not np.isfinite(values).all():
+        raise InferenceFailed(
+            "the model answered with numbers that are none (NaN or infinite)",
+            hint="with precision: f16 they may be too large for it: try f32",
+        )
+    return values
 
 
 def sigmoid(values: Floats) -> Floats:

@@ -10,14 +10,12 @@ usual IoU, where InsightFace makes boxes a pixel larger: a difference only for f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from visionpool.errors import InferenceFailed, InvalidModel
 
-from visionpool_server.families import FamilySpec, Options, Tensors, image_input, join_rows, split_by_row
-from visionpool_server.families.alone import join_one, split_one
+from visionpool_server.families import FamilySpec, Options, Tensors, image_input
 from visionpool_server.families.boxes import Candidates, Floats
 from visionpool_server.families.face_detector import FaceDetector
 from visionpool_server.families.points import within_reach
@@ -55,12 +53,6 @@ class Scrfd(FaceDetector):
         self.defaults = spec.defaults.over(self.fallback)
         self.labels = spec.labels or ("face",)
         self.class_count = 1
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_one(outputs, count) if self.one_at_a_time else split_by_row(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_one(parts) if self.one_at_a_time else join_rows(parts)
 
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         found = [_decoded(head, outputs, threshold) for head in self._heads]

@@ -4,7 +4,6 @@ DeepLab, FCN and SegFormer kind from elsewhere. `families/pixel_maps.py` says ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import cv2
@@ -16,13 +15,12 @@ from visionpool.results import SegmentationResult
 from visionpool_server.families import (
     FamilySpec,
     Options,
+    PictureFamily,
     Prepared,
     Tensors,
     image_input,
-    join_rows,
     numbered,
     picture_shape,
-    split_by_row,
 )
 from visionpool_server.families.boxes import Floats
 from visionpool_server.families.pixel_maps import ClassMap, highest_classes, restored, result_of, with_prepared_size
@@ -33,7 +31,7 @@ Kind = Literal["classes", "scores", "foreground"]
 _TWO = ("background", "foreground")
 
 
-class Segmentation:
+class Segmentation(PictureFamily):
     """Output, by `kind`: "classes" (N, H, W) or (N, 1, H, W), ids; "scores" (N, C, H, W) or (N, H, W, C); "foreground"
     (N, 1, H, W) or (N, H, W), what one class scores against the background.
 
@@ -64,12 +62,6 @@ class Segmentation:
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         prepared, geometry = self.recipe.prepare(image, geometry)
         return Prepared({self.image_input: prepared}, with_prepared_size(geometry, prepared))
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_by_row(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_rows(parts)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> SegmentationResult:
         chosen = options.over(self.defaults)

@@ -7,7 +7,6 @@ encloses its mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,25 @@ from numpy.typing import NDArray
 from visionpool.errors import InvalidModel
 from visionpool.results import DetectionResult
 
-from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, class_ids, image_input
-from visionpool_server.families.alone import join_one, split_one
+from visionpool_server.families import (
+    FamilySpec,
+    Options,
+    PictureFamily,
+    Prepared,
+    Tensors,
+    class_ids,
+    image_input,
+)
 from visionpool_server.families.boxes import allowed, detection_result
 from visionpool_server.families.instance_masks import Pixels, cut_out, with_masks
 from visionpool_server.families.paddle_inputs import recipe_said, side_inputs, side_tensors
 from visionpool_server.imaging.recipe import Geometry, Image
 
 
-class SoloV2:
+class SoloV2(PictureFamily):
+    one_at_a_time = True  # the outputs of several pictures could not be told apart
     accepts = frozenset({"score_threshold", "max_detections", "classes", "compact"})
     fallback = Options(score_threshold=0.5, max_detections=100, compact=False)
-    one_at_a_time = True
 
     def __init__(self, spec: FamilySpec) -> None:
         self.image_input, _ = image_input(spec)
@@ -40,12 +46,6 @@ class SoloV2:
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         prepared, geometry = self.recipe.prepare(image, geometry)
         return Prepared({self.image_input: prepared, **side_tensors(self._side_inputs, geometry)}, geometry)
-
-    def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
-        return split_one(outputs, count)
-
-    def join(self, parts: Sequence[Tensors]) -> Tensors:
-        return join_one(parts)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
         chosen = options.over(self.defaults)

@@ -68,8 +68,7 @@ class Identified:
 
 def load_on_paper(files: ModelFiles, device: str | None, backend: str | None) -> Model:
     """`device`, `backend`: instead of what model.yaml says. Raises SetupError, led by the model's name."""
-    with on_paper(device, backend):
-        return load_model(files, Defaults(backend=backend))
+    return load_model(files, Defaults(backend=backend), on_paper(device, backend))
 
 
 def identified(model: Model, files: ModelFiles | None) -> Identified:

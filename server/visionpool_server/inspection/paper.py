@@ -5,13 +5,11 @@ So an inspection sees a model exactly as it would be served, and the device that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from visionpool_server.backends import Backend, LoadOptions, Placement, Signature, Source, device_name, get_backend
-from visionpool_server.models import loader
+from visionpool_server.models.loader import OpenBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +33,9 @@ class PaperEngine:
     def describe(self) -> Placement:
         return Placement(self.backend_name, self.options.device, "")
 
+    def shape_use(self) -> None:
+        """Nothing is compiled."""
+
     def close(self) -> None:
         """There is nothing to close."""
 
@@ -55,17 +56,11 @@ class PaperBackend:
         return PaperEngine(self.name, self.backend, source, options)
 
 
-@contextmanager
-def on_paper(device: str | None, backend: str | None) -> Iterator[None]:
-    """What is loaded meanwhile, is loaded on paper. For a command, which does one thing at a time."""
+def on_paper(device: str | None, backend: str | None) -> OpenBackend:
+    """Opens backends that only note down what they would load. `device`, `backend`: instead of what model.yaml says."""
 
     def opened(name: str) -> PaperBackend:
         chosen = backend or name
         return PaperBackend(chosen, get_backend(chosen), device)
 
-    usual = vars(loader)["get_backend"]
-    vars(loader)["get_backend"] = opened
-    try:
-        yield
-    finally:
-        vars(loader)["get_backend"] = usual
+    return opened

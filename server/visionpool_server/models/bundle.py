@@ -64,7 +64,9 @@ class Postprocess(_Part):
     compact: bool | None = None
     score_map: bool | None = None
     suppressed: bool | None = None  # YOLO of masks, joints, angles: whether the graph leaves one row for each object
-    kpt_shape: tuple[Annotated[int, Field(ge=1, le=1000)], Annotated[int, Field(ge=2, le=3)]] | None = None  # of a pose model
+    kpt_shape: tuple[Annotated[int, Field(ge=1, le=1000)], Annotated[int, Field(ge=2, le=3)]] | None = (
+        None  # of a pose model
+    )
     activation: Literal["none", "sigmoid", "softmax"] | None = None  # what turns the graph's numbers into scores
     multi_label: bool | None = None  # classifiers: any number of classes may hold
     default_class: int | None = Field(None, ge=0)  # classifiers: what a picture is of where nothing else scores enough
@@ -73,7 +75,9 @@ class Postprocess(_Part):
     decoded: bool | None = None  # YOLOX: whether its boxes are in pixels already
     map_threshold: Share | None = None  # text detectors: from which a pixel counts as text
     unclip_ratio: float | None = Field(None, ge=0, le=10)  # text detectors: how much boxes grow
-    box_threshold: Share | None = None  # ocr: the least mean of a box, which is the score_threshold of its text detector
+    box_threshold: Share | None = (
+        None  # ocr: the least mean of a box, which is the score_threshold of its text detector
+    )
     direction_threshold: Share | None = None  # ocr: over which a line that is upside down is turned
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -38,6 +39,8 @@ from visionpool_server.models.model import Model, TensorSide
 from visionpool_server.models.pipeline import is_pipeline, load_pipeline
 from visionpool_server.models.preprocess import recipe_from
 
+OpenBackend = Callable[[str], Backend]  # by its name; raises BackendUnavailable
+
 __all__ = ["Defaults", "Model", "load_model"]
 
 _NOTHING = Bundle()
@@ -45,21 +48,27 @@ _OWN_FAMILY = ("classification", "embedding", "segmentation")  # tasks that a fa
 _UNKNOWN = "neither the file nor its neighbours say what kind of model this is"
 
 
-def load_model(files: ModelFiles, defaults: Defaults) -> Model:
-    """Raises SetupError, led by the model's name."""
+def load_model(files: ModelFiles, defaults: Defaults, open_backend: OpenBackend = get_backend) -> Model:
+    """Raises SetupError, led by the model's name. `open_backend`: for who wants another than what runs models."""
     try:
-        return _load(files, defaults)
+        return _load(files, defaults, open_backend)
     except SetupError as error:
         raise type(error)(f"{files.name}: {error.message}", hint=error.hint) from error
 
 
-def _load(files: ModelFiles, defaults: Defaults, usual_family: str | None = None, said: Bundle = _NOTHING) -> Model:
+def _load(
+    files: ModelFiles,
+    defaults: Defaults,
+    open_backend: OpenBackend,
+    usual_family: str | None = None,
+    said: Bundle = _NOTHING,
+) -> Model:
     """A step of a pipeline has a `usual_family`, and `said` is what the pipeline says where nothing else does."""
     written = read_bundle(files.config) if files.config else Bundle()
     if usual_family is None and is_pipeline(files, written):
-        return load_pipeline(files, written, partial(_load_step, defaults))
+        return load_pipeline(files, written, partial(_load, defaults=defaults, open_backend=open_backend))
     backend_name = written.runtime.backend or said.runtime.backend or defaults.backend or _usual_backend()
-    backend = get_backend(backend_name)
+    backend = open_backend(backend_name)
     source = source_of(files, written, backend_name, defaults.cache_dir)
     signature = _read(backend, source)
     found = _found(files, written, signature, usual_family)
@@ -72,15 +81,13 @@ def _load(files: ModelFiles, defaults: Defaults, usual_family: str | None = None
     return _vision_model(files, written, signature, loading, family_name=family_name, source=found.source)
 
 
-def _load_step(defaults: Defaults, files: ModelFiles, usual_family: str, said: Bundle) -> Model:
-    return _load(files, defaults, usual_family, said)
-
-
 def _found(files: ModelFiles, written: Bundle, signature: Signature, usual_family: str | None) -> Discovery:
     """What the files say. What is known for a step of OCR is not guessed at: a recogniser's outputs may look like YOLO's."""
     if written.task == "tensor":
         return Discovery(Bundle(), "nothing")
     found = discover(files.folder, signature)
+    if found.guessed and written.task not in (None, "ocr", found.bundle.task):
+        found = Discovery(Bundle(), "nothing", guessed=True)  # what is said is more than what it looks like
     of_ocr = usual_family is not None or (written.task == "ocr" and written.family is None)
     if not of_ocr or not found.guessed:
         return found
@@ -130,8 +137,9 @@ def _vision_model(
     if picture_shape(picture.shape or ()).channels == 1:
         family.recipe = family.recipe.in_grey()
     check_said(bundle, written, family_name, family)
-    if not getattr(family, "resizes", False):
-        check_size(family, picture)
+    if not family.resizes:
+        fixed = bundle.runtime.shapes.get(picture.name, ())
+        check_size(family, replace(picture, shape=_shape(picture, fixed)))
     check_aliases(bundle, signature, vision=True)
     return Model(
         name=loading.name,
@@ -152,7 +160,7 @@ def _vision_model(
 
 def _one_by_one(loading: Loading, family: Family) -> Loading:
     """For a family whose outputs have no batch dimension (`one_at_a_time`), with batches of one picture."""
-    if not getattr(family, "one_at_a_time", False):
+    if not family.one_at_a_time:
         return loading
     batching = loading.bundle.batching
     if max(batching.sizes, default=batching.max_batch_size or 1) > 1:

@@ -8,10 +8,10 @@ ocr/ch_PP-OCRv3_rec_infer/           served as ocr.read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from visionpool.errors import InvalidModel, SetupError
 
@@ -25,9 +25,6 @@ from visionpool_server.models.model import Model, Pipeline
 from visionpool_server.models.ocr import FAMILY_OF, dictionary_in, step_of
 from visionpool_server.pool import Pool, PoolOptions
 
-# Loads one step: its files, the family it has unless they say otherwise, and what the pipeline says for it.
-LoadPart = Callable[[ModelFiles, str, Bundle], Model]
-
 PICTURES, RESULTS = TensorSpec("image", (None,), "bytes"), TensorSpec("result", (None,), "bytes")
 _SIGNATURE = Signature((PICTURES,), (RESULTS,))
 _OF_STEPS = ("weights", "preprocess", "input_size", "decode", "family")
@@ -35,6 +32,12 @@ _OF_OWN_STEPS = ("runtime", "workers", "labels")
 _SETTINGS = frozenset({"score_threshold", "direction_threshold"})
 _OF_DETECTION = {"box_threshold": "score_threshold", "map_threshold": "map_threshold", "unclip_ratio": "unclip_ratio"}
 _LEAST_SCORE, _LEAST_TURN = 0.5, 0.9  # PaddleOCR's `drop_score` and `cls_thresh`
+
+
+class LoadPart(Protocol):
+    """Loads one step: its files, the family it has unless they say otherwise, and what the pipeline says for it."""
+
+    def __call__(self, files: ModelFiles, *, usual_family: str, said: Bundle) -> Model: ...
 
 
 def is_pipeline(files: ModelFiles, written: Bundle) -> bool:
@@ -204,7 +207,7 @@ def _said(folder: Path, step: str, written: Bundle) -> Bundle:
 
 def _loaded(step: str, files: ModelFiles, load: LoadPart, said: Bundle) -> Model:
     try:
-        model = load(files, FAMILY_OF[step], said)
+        model = load(files, usual_family=FAMILY_OF[step], said=said)
         check_step(step, model)
     except SetupError as error:
         raise type(error)(f"steps.{step} ({files.folder.name}): {error.message}", hint=error.hint) from error

@@ -56,7 +56,7 @@ def _engine(
             shapes = ShapeCache(options.max_shapes)
         else:
             shapes = ShapeCache(options.max_shapes, lambda shape: compiled_for(model, names, shape, options))
-            advice = how_to_fix(model, names, options)
+            advice = how_to_fix(model, next(iter(models.values())), names, options)
             models = {size: with_guesses(each.clone(), names, options) for size, each in models.items()}
     placed = [place(each, options) for each in models.values()]
     compiled = {size: compile_model(each, options) for size, each in models.items()}

@@ -31,12 +31,16 @@ def compile_model(model: ov.Model, options: LoadOptions, more: Mapping[str, str]
     except RuntimeError as error:
         with suppress(RuntimeError):  # not every device answers the query
             _check_operators(model, core().query_model(model, options.device), options.device)
-        raise InvalidModel(
-            f"OpenVINO cannot compile the model for {options.device}: {reason(error)}",
-            hint=None
-            if options.device == "CPU" or _devices(options.device) != [options.device]
-            else f"runtime.device: {_hetero(options.device)} runs on the CPU what {options.device} lacks",
-        ) from error
+        message = f"OpenVINO cannot compile the model for {options.device}: {reason(error)}"
+        raise InvalidModel(message, hint=_hint_for(str(error), options)) from error
+
+
+def _hint_for(error: str, options: LoadOptions) -> str | None:
+    if any(name in error for name in options.options):
+        return "check runtime.options in model.yaml"
+    if options.device == "CPU" or _devices(options.device) != [options.device]:
+        return None
+    return f"runtime.device: {_hetero(options.device)} runs on the CPU what {options.device} lacks"
 
 
 def _properties(model: ov.Model, options: LoadOptions) -> dict[str, Any]:
@@ -148,7 +152,8 @@ def check_device(device: str) -> None:
             continue
         known = core().available_devices
         raise BackendUnavailable(
-            f"OpenVINO finds no device {name!r} on this machine; it finds {', '.join(known)}", hint=_hint(name, known)
+            f"OpenVINO finds no device {name!r} on this machine; it finds {', '.join(known)}",
+            hint=_hint_about(name, known),
         )
 
 
@@ -161,7 +166,7 @@ def is_here(name: str) -> bool:
     return bool(index) and kind in known and index in core().get_property(kind, "AVAILABLE_DEVICES")
 
 
-def _hint(name: str, known: Sequence[str]) -> str | None:
+def _hint_about(name: str, known: Sequence[str]) -> str | None:
     kind = name.partition(".")[0]
     if name.startswith("cuda"):
         return f"{name} is a device of runtime.backend: onnxruntime"

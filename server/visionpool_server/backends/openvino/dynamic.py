@@ -40,13 +40,15 @@ def with_guesses(model: ov.Model, names: Names, options: LoadOptions) -> ov.Mode
     return model
 
 
-def how_to_fix(model: ov.Model, names: Names, options: LoadOptions) -> str:
-    """What to write in model.yaml for inputs of `model`, as it is in its file, that nothing fixes."""
+def how_to_fix(model: ov.Model, left: ov.Model, names: Names, options: LoadOptions) -> str:
+    """What to write in model.yaml for inputs of `model`, as it is in its file, that are open in `left` by `shaped`."""
     rows = 1 if options.image and options.image.layout == "NHWC" else 2
     guesses = _guesses(model, names, options, picture_rows=rows)
-    written = ", ".join(f"{name}: {list(shape)}" for name, shape in guesses.items())
+    still_open = [name for name, port in zip(names.inputs, left.inputs, strict=True) if port.partial_shape.is_dynamic]
+    values = {**options.shapes, **{name: guesses[name] for name in still_open if name in guesses}}
+    written = ", ".join(f"{name}: {list(shape)}" for name, shape in values.items())
     return (
-        f"{', '.join(guesses)}: dynamic, so each new shape is compiled for {options.device} when it first comes, and "
+        f"{', '.join(still_open)}: dynamic, so each new shape is compiled for {options.device} when it first comes, and "
         f"{options.max_shapes} are kept. Faster with fixed ones in model.yaml: runtime: {{shapes: {{{written}}}}}"
     )
 
