@@ -29,8 +29,8 @@ Options = Mapping[str, Any]
 
 
 def query(options: Options) -> dict[str, Any]:
-    """Options as a query string or KServe's parameters have them."""
-    return {name: ",".join(map(str, value)) if name == "classes" else value for name, value in options.items()}
+    """Options as a query string or KServe's parameters have them: classes with commas between."""
+    return {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in options.items()}
 
 
 def texts_in(body: bytes) -> list[bytes]:

@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from pydantic import BaseModel
 from visionpool_server.cli import app
 from visionpool_server.families import ALIASES, FAMILIES
 from visionpool_server.models.bundle import Batching, Bundle, Postprocess, Runtime
+from visionpool_server.models.files import find_models
+from visionpool_server.models.loader import Defaults, load_model
 from visionpool_server.models.preprocess import recipe_from
+
+from tests import tiny_models
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("fastdeploy.md", "intel.md")}
-PARTS = {"runtime": Runtime, "batching": Batching, "postprocess": Postprocess}
+PARTS: dict[str, type[BaseModel]] = {"runtime": Runtime, "batching": Batching, "postprocess": Postprocess}
 
 # All of FastDeploy 1.x: `RuntimeOption` in python/fastdeploy/runtime.py, over its versions.
 METHODS = re.findall(
@@ -108,7 +113,7 @@ def test_the_keys_in_the_tables_of_intel_are_of_runtime_or_the_top() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_each_flag_exists(page: str) -> None:
     command = typer.main.get_command(app)
-    flags = {flag for sub in command.commands.values() for each in sub.params for flag in each.opts}  # type: ignore[attr-defined]
+    flags = {flag for sub in getattr(command, "commands").values() for each in sub.params for flag in each.opts}  # noqa: B009
     of_docker = {"--group-add", "--app"}
     assert {*re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGES[page])} <= flags | of_docker | {"--grid"}
 
@@ -130,3 +135,13 @@ def test_each_link_leads_somewhere(page: str) -> None:
         headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
         anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert not anchor or anchor in anchors, target
+
+
+def test_a_yolov5_classifier_is_one_where_model_yaml_says_so(tmp_path: Path) -> None:
+    """Its metadata name classes, as a detector's do, and no task."""
+    metadata = {"names": "{0: 'cat', 1: 'dog', 2: 'owl'}", "stride": "32"}
+    tiny_models.classifier(tmp_path / "m.onnx", classes=3, metadata=metadata)
+    (tmp_path / "model.yaml").write_text("{family: classification, preprocess: [resize: 32]}")
+    (files,) = find_models(tmp_path)
+    model = load_model(files, Defaults())
+    assert (model.family_name, model.task, model.labels) == ("classification", "classification", ("cat", "dog", "owl"))

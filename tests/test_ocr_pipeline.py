@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +29,6 @@ from visionpool.errors import (
 from visionpool.results import ClassifyResult, OCRResult
 from visionpool_server.app import offline
 from visionpool_server.families import Options
-from visionpool_server.imaging.decode import decode
 from visionpool_server.imaging.text_lines import WIDTHS
 from visionpool_server.models.bundle import Bundle
 from visionpool_server.models.loader import Defaults
@@ -180,14 +175,7 @@ def expected(server: Server, picture: bytes) -> str:
     return answer.text[start : answer.text.index("}", start) + 1]
 
 
-class TestTransports:
-    """One picture, asked for in every way there is: the same bytes of JSON come back."""
-
-    def test_fastdeploy(self, server: Server, picture: bytes, expected: str) -> None:
-        body = {"data": {"image": base64.b64encode(picture).decode()}, "parameters": {}}
-        answer = httpx.post(f"{server.url}/fd/ocr", json=body, timeout=60)
-        assert answer.json()["result"] == expected
-
+class TestKserve:
     @pytest.mark.parametrize("shape", [[2], [2, 1]])
     def test_kserve_over_http(self, server: Server, picture: bytes, expected: str, shape: list[int]) -> None:
         sent = triton_http.InferInput("image", shape, "BYTES")
@@ -196,56 +184,6 @@ class TestTransports:
             told = client.infer("ocr", [sent]).as_numpy("result")
         assert [text.decode() for text in told.ravel()] == [expected] * 2
         assert list(told.shape) == shape
-
-    def test_kserve_over_grpc(self, server: Server, picture: bytes, expected: str) -> None:
-        sent = triton_grpc.InferInput("image", [1], "BYTES")
-        sent.set_data_from_numpy(np.array([picture], object))
-        with triton_grpc.InferenceServerClient(server.grpc) as client:
-            told = client.infer("ocr", [sent], outputs=[triton_grpc.InferRequestedOutput("result")])
-            assert told.as_numpy("result")[0].decode() == expected
-
-    def test_raw_pixels(self, server: Server, picture: bytes, expected: str) -> None:
-        pixels = decode(picture)
-        sent = triton_grpc.InferInput("image", [1, *pixels.shape], "UINT8")
-        sent.set_data_from_numpy(pixels[None])
-        with triton_grpc.InferenceServerClient(server.grpc) as client:
-            assert client.infer("ocr", [sent]).as_numpy("result")[0].decode() == expected
-
-    def test_the_python_clients(self, server: Server, picture: bytes, expected: str) -> None:
-        with visionpool.Client(server.url) as client:
-            assert client.predict("ocr", picture).to_dict() == json.loads(expected)
-        with visionpool.GrpcClient(server.grpc) as client:
-            assert client.predict("ocr", picture).to_dict() == json.loads(expected)
-            streamed = list(client.stream("ocr", [picture] * 3))
-            assert [result.to_dict() for result in streamed] == [json.loads(expected)] * 3
-
-    def test_the_asynchronous_clients(self, server: Server, picture: bytes, expected: str) -> None:
-        async def ask() -> None:
-            async with visionpool.AsyncClient(server.url) as client:
-                assert (await client.predict("ocr", picture)).to_dict() == json.loads(expected)
-            async with visionpool.AsyncGrpcClient(server.grpc) as client:
-                assert (await client.predict("ocr", picture)).to_dict() == json.loads(expected)
-
-        asyncio.run(ask())
-
-    def test_the_command_line(self, folder: Path, picture: bytes, expected: str, tmp_path: Path) -> None:
-        (tmp_path / "page.png").write_bytes(picture)
-        command = [sys.executable, "-m", "visionpool", "predict", str(folder), str(tmp_path / "page.png"), "--json"]
-        done = subprocess.run(command, capture_output=True, timeout=120, check=True)
-        told = json.loads(done.stdout)
-        assert told.pop("picture") == str(tmp_path / "page.png")
-        assert told == json.loads(expected)
-
-    def test_annotated_over_both(self, server: Server, picture: bytes, expected: str) -> None:
-        answer = httpx.post(
-            f"{server.url}/v1/models/ocr/predict", content=picture, headers={"Accept": "image/png"}, timeout=60
-        )
-        drawn = decode(answer.content)
-        assert drawn.shape == (320, 640, 3)
-        assert (drawn != decode(picture)).any()
-        with visionpool.GrpcClient(server.grpc) as client:
-            annotated = client.annotate("ocr", picture, format="png")
-        assert (decode(annotated) == drawn).all()
 
 
 class TestManyAtOnce:

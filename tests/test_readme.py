@@ -71,6 +71,17 @@ def test_predict_works_without_a_server(tmp_path: Path) -> None:
     assert "star" in shown and (tmp_path / "found.jpg").stat().st_size > 10_000
 
 
+def test_a_model_is_inspected_compared_and_quantised_as_it_stands_there(tmp_path: Path) -> None:
+    commands = block_with("bash", "visionpool inspect").splitlines()
+    here = [line.replace("examples/", f"{ROOT}/examples/") for line in commands]
+    inspected, compared, built = (run(["bash", "-c", line], tmp_path) for line in here)
+    assert "detection" in inspected and "Convolution" in inspected and "FLOPs" in inspected
+    assert "bf16" in compared and "agreement" in compared
+    assert "int8" in built and "boxes found by both" in built
+    shown = run(["bash", "-c", f"visionpool predict shapes-int8 {ROOT}/examples/shapes.jpg"], tmp_path)
+    assert "star" in shown
+
+
 def test_the_python_example_prints_what_it_found(demo_server: Any, answer: dict[str, Any]) -> None:
     code = block_with("python", "visionpool.Client").replace(ADDRESS, demo_server.url)
     lines = run([sys.executable, "-c", code]).splitlines()

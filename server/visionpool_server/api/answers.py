@@ -55,12 +55,13 @@ def describe(model: Model) -> dict[str, Any]:
             }
         )
     batching, taking = model.bundle.batching, model.taking_pictures
+    options = sorted(taking.accepts.intersection(Options.names())) if taking else []
     return {
         **summary(model),
         "source": model.source,
         "labels": list(model.labels),
-        "options": sorted(taking.accepts.intersection(Options.names())) if taking else [],
-        "defaults": taking.defaults.given() if taking else {},
+        "options": options,
+        "defaults": {name: value for name, value in taking.defaults.given().items() if name in options} if taking else {},
         "activation": _activation(model),
         "inputs": [_tensor(spec) for spec in model.signature.inputs],
         "outputs": [_tensor(spec) for spec in model.signature.outputs],

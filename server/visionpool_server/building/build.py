@@ -43,6 +43,7 @@ class Wish:
     device: str = "CPU"
     backend: str = "openvino"
     max_pixels: int = 50_000_000
+    cache_dir: Path | None = None
 
 
 class Builder(Protocol):
@@ -68,7 +69,7 @@ def build(wish: Wish, notify: Notify = silent) -> Report:
     dataset = _dataset(wish)
     builder = cast(Builder, import_module(BUILDERS[wish.backend]))
     notify("loading", 0, None)
-    with opened(wish.model, wish.device, wish.max_pixels) as original:
+    with opened(wish.model, wish.device, wish.max_pixels, wish.cache_dir) as original:
         builder.check(original, wish.precision)
         pictures = _pictures(wish, original, notify)
         with _appearing(wish.out) as folder:

@@ -17,8 +17,10 @@ from visionpool.results import Result
 from visionpool_server.backends import Engine, Source, zeros
 from visionpool_server.families import Tensors
 from visionpool_server.imaging.decode import decode
+from visionpool_server.models.bundle import Bundle, read_bundle
 from visionpool_server.models.files import ModelFiles, find_models
 from visionpool_server.models.loader import Defaults, Model, source_of
+from visionpool_server.models.pipeline import is_pipeline
 from visionpool_server.service import Service
 
 _SIDE = 224  # of a picture for a model that takes any size
@@ -86,8 +88,8 @@ def _noise(
 
 
 @contextmanager
-def opened(path: Path, device: str, max_pixels: int) -> Iterator[Subject]:
-    """The one model at `path`, running on one device. Raises SetupError."""
+def opened(path: Path, device: str, max_pixels: int, cache_dir: Path | None = None) -> Iterator[Subject]:
+    """The one model at `path`, running on one device. `cache_dir`: of converted models. Raises SetupError."""
     from visionpool_server.app import DEMO_MODELS, offline
 
     if not path.exists() and (DEMO_MODELS / path).is_dir():
@@ -96,11 +98,24 @@ def opened(path: Path, device: str, max_pixels: int) -> Iterator[Subject]:
     if len(found) != 1:
         names = ", ".join(files.name for files in found)
         raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
-    with offline([path], Defaults(device), max_pixels=max_pixels) as service, asyncio.Runner() as runner:
+    _check_one(found[0])
+    defaults = Defaults(device, cache_dir=cache_dir)
+    with offline([path], defaults, max_pixels=max_pixels) as service, asyncio.Runner() as runner:
         model = next(iter(service.models))
-        if model.bundle.runtime.backend in ("remote", "fake"):
-            raise InvalidModel(
-                f"{model.name} has no weights here: runtime.backend is {model.bundle.runtime.backend}",
-                hint="build where its file is",
-            )
-        yield Subject(model, found[0], source_of(found[0], model.bundle, "openvino"), service, runner)
+        source = source_of(found[0], model.bundle, "openvino", cache_dir)
+        yield Subject(model, found[0], source, service, runner)
+
+
+def _check_one(files: ModelFiles) -> None:
+    """Raises InvalidModel for what has no weights of its own here."""
+    written = read_bundle(files.config) if files.config else Bundle()
+    name, backend = written.name or files.name, written.runtime.backend
+    if backend in ("remote", "fake"):
+        raise InvalidModel(
+            f"{name} has no weights here: runtime.backend is {backend}", hint="build where its file is"
+        )
+    if is_pipeline(files, written):
+        raise InvalidModel(
+            f"{name} is a pipeline of several models, and only one is built at a time",
+            hint="build its steps one by one, and name the results as steps: in its model.yaml",
+        )

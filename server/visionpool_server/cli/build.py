@@ -70,12 +70,13 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     device: flags.DeviceFlag = "CPU",
     max_pixels: flags.MaxPixelsFlag = 50_000_000,
+    cache_dir: flags.CacheDirFlag = None,
 ) -> None:
     """Build a model in another precision, and measure what that gains and costs."""
     from visionpool_server.building import Wish
     from visionpool_server.building import build as build_bundle
 
-    wish = Wish(model, out, precision, calibration, samples, dataset, device, max_pixels=max_pixels)
+    wish = Wish(model, out, precision, calibration, samples, dataset, device, max_pixels=max_pixels, cache_dir=cache_dir)
     with _progress() as notify:
         report = build_bundle(wish, notify)
     if as_json:

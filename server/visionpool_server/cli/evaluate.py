@@ -69,6 +69,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="300 unless said; mAP counts the best 100.", rich_help_panel=_MODEL)
     ] = None,
     max_pixels: flags.MaxPixelsFlag = 50_000_000,
+    cache_dir: flags.CacheDirFlag = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -152,7 +153,7 @@ def evaluate(
         check_plot(plot)
     options = Options(score_threshold, iou_threshold, None, max_detections)
     settings = evaluation.Settings(options, by_index, ignored, ignore_case, ignore_spaces, compared)
-    defaults = Defaults(device, workers, precision, backend)
+    defaults = Defaults(device, workers, precision, backend, cache_dir)
     first = _Model(model, url, defaults, max_pixels)
     second = _rival(first, against, against_device, against_precision, against_backend)
     if worst_folder and second is None:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from visionpool.errors import InvalidSetting
 
+from visionpool_server import settings as flags
+
 EXAMPLES = """[bold]Examples[/bold]
 
 visionpool inspect yolov8n.onnx                             what it is, what it takes, what it costs
@@ -35,6 +37,7 @@ def inspect(
     ] = False,
     seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="How long --run measures.")] = 6.0,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON, exact.")] = False,
+    cache_dir: flags.CacheDirFlag = None,
 ) -> None:
     """Show what a model is, where it would run, what it costs, and what to set."""
     from visionpool_server.app import DEMO_MODELS
@@ -49,7 +52,7 @@ def inspect(
     if len(found) != 1:
         names = ", ".join(files.name for files in found)
         raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
-    report = inspect_model(found[0], device, backend, seconds if run else None)
+    report = inspect_model(found[0], device, backend, seconds if run else None, cache_dir)
     if as_json:
         typer.echo(report.json())
     else:

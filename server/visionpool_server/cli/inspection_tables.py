@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visionpool_server.backends.survey import Support
-from visionpool_server.inspection.report import Cost, Placement, Preprocessing, Report, Run, Split
+from visionpool_server.inspection.report import Cost, ModelFacts, Placement, Preprocessing, Report, Run, Split
 from visionpool_server.inspection.report import Tensor as TensorFacts
 
 _WIDTH = 100
@@ -53,8 +53,10 @@ def _sections(report: Report) -> Iterable[tuple[str, RenderableType]]:
         yield "Cost of one inference", _cost(report.cost)
     if report.run:
         yield f"Measured on {report.run.device}, {report.run.precision}", _run(report.run)
-    if not report.steps:
+    if report.model.format != "pipeline":
         yield "What to set", _to_set(report)
+    elif report.notes:
+        yield "Steps", Group(*_notes(report))
 
 
 def _head(report: Report) -> RenderableType:
@@ -67,11 +69,16 @@ def _head(report: Report) -> RenderableType:
     lines.add_column(style="dim", no_wrap=True)
     lines.add_column(overflow="fold")
     lines.add_row("why", Text(identity.reason))
-    lines.add_row("weights", Text(f"{facts.weights or 'none'}\n{facts.format}{size}"))
+    place = f"{facts.weights}\n" if facts.weights else ""
+    lines.add_row("weights", Text(f"{place}{_its(facts)}{size}"))
     lines.add_row("runs by", Text(facts.backend))
     if facts.config:
         lines.add_row("settings", Text(facts.config))
     return Group(title, lines)
+
+
+def _its(facts: ModelFacts) -> str:
+    return "those of its steps" if facts.format == "pipeline" else facts.format
 
 
 def _tensors(report: Report) -> Table:
@@ -245,8 +252,11 @@ def _to_set(report: Report) -> RenderableType:
         parts.append(Text("nothing: it can be served as it is", style="green"))
     if report.identity.advice:
         parts.append(Text(report.identity.advice, style="yellow"))
-    parts += [Text(f"note: {note}", style="dim") for note in report.notes]
-    return Group(*parts)
+    return Group(*parts, *_notes(report))
+
+
+def _notes(report: Report) -> Iterable[Text]:
+    return (Text(f"note: {note}", style="dim") for note in report.notes)
 
 
 def _table(*columns: str) -> Table:

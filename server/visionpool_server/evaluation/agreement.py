@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from visionpool.errors import InvalidSetting
 from visionpool.results import (
     ClassifyResult,
     DetectionResult,
+    EmbeddingResult,
     FaceDetectionResult,
     KeyPointDetectionResult,
     OCRResult,
@@ -30,7 +32,9 @@ from visionpool_server.families import label_of
 _SAME_OBJECT = 0.5  # boxes that overlap so far mean the same
 _FAINT = 0.5  # of the threshold: a box this strong still confirms one of the other model
 _SHOWN = 4
+_NOUNS = {"faces": "face", "keypoints": "person", "ocr": "line"}
 _ALIKE = 0.995  # an agreement above it is no difference worth words
+_CONTEXT, _READABLE = 12, 80  # characters of texts around a difference, and in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +61,13 @@ class Comparer:
                 agreement, what, details = self._classes(first, second)
             case SegmentationResult(), SegmentationResult():
                 agreement, what, details = self._areas(first, second)
-            case OCRResult(), OCRResult():
+            case OCRResult(), OCRResult() if first.text or second.text or not (first.boxes or second.boxes):
                 agreement, what, details = _texts(first, second)
+            case EmbeddingResult(), EmbeddingResult():
+                agreement, what, details = _directions(first, second)
             case _:
                 one, other = self._objects(first), self._objects(second, translated=True)
-                agreement, what, details = self._boxes(one, other)
+                agreement, what, details = self._boxes(one, other, _NOUNS.get(first.type))
         return PictureDifference(picture, round(agreement, 6), what, details)
 
     def _mine(self, label_id: int) -> int:
@@ -113,10 +119,12 @@ class Comparer:
                 return _Boxes.of(result.boxes, result.scores, [0] * len(result.boxes))
             case KeyPointDetectionResult():
                 return _Boxes.of(result.boxes, result.box_scores, [0] * len(result.boxes))
+            case OCRResult():  # of a detector, which finds lines and reads none
+                return _Boxes.of([_around(quad) for quad in result.boxes], result.rec_scores, [0] * len(result.boxes))
         raise InvalidSetting(f"answers of type {result.type!r} are not compared")
 
-    def _boxes(self, one: _Boxes, other: _Boxes) -> tuple[float, str, dict[str, Any]]:
-        """The sum of the overlaps of objects that both see, over the number of objects that either sees.
+    def _boxes(self, one: _Boxes, other: _Boxes, noun: str | None) -> tuple[float, str, dict[str, Any]]:
+        """`noun`: what all objects are, where they are of no class. The sum of the overlaps of objects that both see, over the number of objects that either sees.
 
         An object that one model gives just more than the threshold and the other just less is seen by both.
         """
@@ -127,7 +135,7 @@ class Comparer:
         everything = len(pairs) + len(alone) + len(added)
         agreement = sum(iou for _, _, iou in pairs) / everything if everything else 1.0
         gaps = [float(abs(one.scores[a] - other.scores[b])) for a, b, _ in pairs]
-        missing, extra = self._counted(alone), self._counted(added)
+        missing, extra = self._counted(alone, noun), self._counted(added, noun)
         details = {
             "matched": len(pairs),
             "missing": missing,
@@ -140,8 +148,8 @@ class Comparer:
             parts = [f"boxes overlap by {agreement:.2f}"]
         return agreement, ", ".join(parts), details
 
-    def _counted(self, label_ids: Sequence[int]) -> dict[str, int]:
-        return dict(Counter(self._label(label_id) for label_id in label_ids).most_common())
+    def _counted(self, label_ids: Sequence[int], noun: str | None) -> dict[str, int]:
+        return dict(Counter(noun or self._label(label_id) for label_id in label_ids).most_common())
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +201,36 @@ def _texts(first: OCRResult, second: OCRResult) -> tuple[float, str, dict[str, A
     from rapidfuzz.distance import Levenshtein
 
     one, other = spoken(first), spoken(second)
-    what = f"{one!r} → {other!r}" if one != other else ""
+    what = " → ".join(map(repr, _where_apart(one, other))) if one != other else ""
     return Levenshtein.normalized_similarity(one, other), what, {"first": one, "second": other}
+
+
+def _where_apart(one: str, other: str) -> tuple[str, str]:
+    """Both texts from shortly before the first difference to shortly after the last, as far as that is worth reading."""
+    start = len(commonprefix((one, other)))
+    end = len(commonprefix((one[start:][::-1], other[start:][::-1])))
+    first = 0 if start <= _CONTEXT else start - _CONTEXT
+    return _cut(one, first, len(one) - end + _CONTEXT), _cut(other, first, len(other) - end + _CONTEXT)
+
+
+def _cut(text: str, first: int, last: int) -> str:
+    last = min(last, first + _READABLE)
+    return f"{'…' if first else ''}{text[first:last]}{'…' if last < len(text) else ''}"
+
+
+def _directions(first: EmbeddingResult, second: EmbeddingResult) -> tuple[float, str, dict[str, Any]]:
+    """The cosine of the angle between the two, 0 for a right angle and beyond."""
+    one, other = np.array(first.embedding, np.float64), np.array(second.embedding, np.float64)
+    if one.shape != other.shape:
+        raise InvalidSetting(f"one model's embedding has {one.size} numbers, the other's {other.size}")
+    cosine = float(one @ other / max(np.linalg.norm(one) * np.linalg.norm(other), np.finfo(np.float64).tiny))
+    agreement = min(max(cosine, 0.0), 1.0)
+    return agreement, f"cosine {cosine:.3f}" if agreement < _ALIKE else "", {"cosine": cosine}
+
+
+def _around(quad: Sequence[int]) -> tuple[int, int, int, int]:
+    """The upright box around four corners."""
+    return min(quad[::2]), min(quad[1::2]), max(quad[::2]), max(quad[1::2])
 
 
 def _translated(ids: NDArray[np.int32], names: dict[int, int]) -> NDArray[np.int32]:

@@ -1,9 +1,9 @@
-"""What is evaluated: a model in this process, asked through the very flow of the server, or one on a server."""
+"""What is evaluated: a model or a pipeline in this process, asked through the very flow of the server, or one on a server."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +17,8 @@ from visionpool.results import Result
 from visionpool_server.families import Options
 from visionpool_server.models.loader import Defaults
 from visionpool_server.models.model import Model
+from visionpool_server.pool import Pool
+from visionpool_server.reading.steps import PICTURES
 from visionpool_server.service import Ask, Service
 
 _CALLS = 8  # at once, to a server
@@ -40,28 +42,44 @@ class Subject(Protocol):
 
 
 class LocalSubject:
+    """A model of `service`: one of a family, or a pipeline, whose steps are models there too."""
+
     def __init__(self, service: Service, model: Model) -> None:
-        if model.family is None:
+        taking = model.taking_pictures
+        if taking is None:
             raise InvalidSetting(
                 f"{model.name} takes tensors, not pictures: there is nothing to evaluate",
                 hint="say task: and family: in its model.yaml",
             )
-        placement = model.pool.placements[0]
+        steps = model.pipeline.steps.values() if model.pipeline else (model,)
+        pools = [(service.models.get(step) if isinstance(step, str) else step).pool for step in steps]
         self.name = model.name
-        self.where = f"{placement.backend} {placement.device} {placement.precision}"
+        self.where = _where(pools)
         self.task = model.task
         self.labels = model.labels
-        self.class_count = model.family.class_count
-        self.accepts = frozenset(model.family.accepts)
-        self.in_flight = sum((engine.max_batch_size + 1) * count for engine, count in model.pool.engines) + 1
+        self.class_count = taking.class_count
+        self.accepts = frozenset(taking.accepts)
+        self.in_flight = PICTURES + 1 if model.pipeline else _room(pools[0]) + 1
         self._service, self._model = service, model
 
     async def predict(self, picture: bytes, options: Options) -> Result:
         while True:
             try:
-                return (await self._service.predict(self._model, picture, Ask(options))).result
+                return (await self._service.predict(self._model, picture, Ask(options, _TIMEOUT))).result
             except QueueFull as full:  # where model.yaml allows a short queue
                 await asyncio.sleep(min(full.retry_after, _LONGEST_PAUSE))
+
+
+def _where(pools: Sequence[Pool]) -> str:
+    """By which runtime, on which device, in which precision; of steps that differ all of these."""
+    placements = [placement for pool in pools for placement in pool.placements]
+    told = dict.fromkeys(f"{at.backend} {at.device} {at.precision}" for at in placements)
+    return " + ".join(told)
+
+
+def _room(pool: Pool) -> int:
+    """Pictures that its workers have at once, and as many that wait for each."""
+    return sum((engine.max_batch_size + 1) * count for engine, count in pool.engines)
 
 
 class ServedSubject:
@@ -97,11 +115,19 @@ def open_model(model: str | Path, defaults: Defaults, *, max_pixels: int = 50_00
     if not path.exists() and (DEMO_MODELS / model).is_dir():
         path = DEMO_MODELS / model
     with offline([path], defaults, max_pixels=max_pixels) as service:
-        loaded = list(service.models)
-        if len(loaded) != 1:
-            names = ", ".join(entry.name for entry in loaded)
-            raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
-        yield LocalSubject(service, loaded[0])
+        yield LocalSubject(service, _only(list(service.models), path))
+
+
+def _only(loaded: Sequence[Model], path: Path) -> Model:
+    """The one model there, or the one pipeline where all others are steps of it. Raises InvalidSetting."""
+    whole = [model for model in loaded if not model.part_of]
+    named = [step for model in whole if model.pipeline for step in model.pipeline.steps.values()]
+    steps = {step for step in named if isinstance(step, str)}
+    left = [model for model in whole if model.name not in steps]
+    if len(left) != 1:
+        names = ", ".join(model.name for model in whole)
+        raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
+    return left[0]
 
 
 @contextmanager

@@ -67,9 +67,9 @@ def _read(path: Path) -> bytes:
 
 def _shown(subject: Subject, settings: Settings) -> Options:
     """Objects from the score on from which they were compared."""
-    if subject.task != "classification" and "score_threshold" in subject.accepts:
+    if subject.task not in ("classification", "ocr") and "score_threshold" in subject.accepts:
         return Options(score_threshold=settings.compared, iou_threshold=settings.options.iou_threshold)
-    return Options()
+    return settings.options if subject.task == "ocr" else Options()
 
 
 def _captioned(image: Picture, result: Result, title: str) -> Picture:

@@ -25,7 +25,7 @@ class Binarization:
     boxes grow, as the network learns shrunken ones. `min_size`: pixels of the map, of the shorter side."""
 
     threshold: float = 0.3
-    box_threshold: float = 0.6
+    box_threshold: float = 0.5  # PaddleOCR's .6 loses lone figures, such as the number of a chapter
     unclip_ratio: float = 1.5
     min_size: int = 3
     max_candidates: int = 1000  # bounds the time that a map of noise takes

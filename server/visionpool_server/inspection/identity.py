@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from visionpool_server.backends import Backend, ImageInput, LoadOptions, Signature, Source
 from visionpool_server.families import Family
@@ -66,9 +67,9 @@ class Identified:
         return self.engine.options.device
 
 
-def load_on_paper(files: ModelFiles, device: str | None, backend: str | None) -> Model:
+def load_on_paper(files: ModelFiles, device: str | None, backend: str | None, cache_dir: Path | None) -> Model:
     """`device`, `backend`: instead of what model.yaml says. Raises SetupError, led by the model's name."""
-    return load_model(files, Defaults(backend=backend), on_paper(device, backend))
+    return load_model(files, Defaults(backend=backend, cache_dir=cache_dir), on_paper(device, backend))
 
 
 def identified(model: Model, files: ModelFiles | None) -> Identified:

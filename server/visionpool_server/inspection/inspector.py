@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from visionpool.errors import BackendUnavailable, SetupError
 
@@ -24,10 +25,15 @@ _INDICES = ("int32", "int64", "bool", "bytes")  # constants of these types are s
 
 
 def inspect_model(
-    files: ModelFiles, device: str | None = None, backend: str | None = None, run_seconds: float | None = None
+    files: ModelFiles,
+    device: str | None = None,
+    backend: str | None = None,
+    run_seconds: float | None = None,
+    cache_dir: Path | None = None,
 ) -> Report:
-    """`device`, `backend`: instead of what model.yaml says. Raises SetupError, led by the model's name."""
-    model = load_on_paper(files, device, backend)
+    """`device`, `backend`: instead of what model.yaml says. `cache_dir`: of converted models. Raises SetupError, led by the
+    model's name."""
+    model = load_on_paper(files, device, backend, cache_dir)
     if not model.pipeline:
         return _named(identified(model, files), run_seconds)
     parts = [identified(part, None) for part in model.parts]

@@ -54,9 +54,8 @@ def _batch(known: Identified, shapes: Mapping[str, tuple[int, ...]], rows: int) 
         height, width = _picture_size(known, shapes)
         picture = random.integers(0, 256, (height, width, 3), np.uint8)
         prepared = dict(known.family.prepare(picture).tensors)
-        prepared[known.image.name] = picture[
-            ..., : len(known.image.arithmetic.mean)
-        ]  # in the very size that was surveyed
+        as_surveyed = picture[..., : len(known.image.arithmetic.mean)]  # in that very size
+        prepared[known.image.name] = as_surveyed.astype(known.image.dtype)
         return {name: np.ascontiguousarray(np.stack([value] * rows)) for name, value in prepared.items()}
     feeds = {}
     for spec in known.signature.inputs:

@@ -8,6 +8,7 @@ from visionpool_server.backends import TensorSpec
 from visionpool_server.families import Family, picture_shape
 from visionpool_server.inspection.identity import Identified
 from visionpool_server.inspection.report import ShapeProposal
+from visionpool_server.models.lines import line_of
 
 Value = tuple[int, str, bool]  # a size, who says so, and whether it is a guess
 _EXAMPLE = (480, 640)  # height and width of many a camera's pictures
@@ -24,6 +25,12 @@ def fixed_shapes(known: Identified, proposed: tuple[ShapeProposal, ...]) -> dict
     fixed = {spec.name: spec.shape for spec in known.signature.inputs if spec.shape is not None}
     shapes = fixed | {proposal.input: proposal.shape for proposal in proposed}
     return {name: tuple(size or 0 for size in shape) for name, shape in shapes.items()}
+
+
+def widths_of_lines(known: Identified) -> tuple[int, ...]:
+    """Those that a reader of lines pads to, where there are several: each is a shape, and none may be the only one."""
+    line = line_of(known.family) if known.family else None
+    return tuple(sorted(line.widths)) if line and len(line.widths) > 1 else ()
 
 
 def _proposal(known: Identified, spec: TensorSpec) -> ShapeProposal | None:
@@ -48,9 +55,11 @@ def _proposal(known: Identified, spec: TensorSpec) -> ShapeProposal | None:
 
 
 def _fixed_by_server(known: Identified, spec: TensorSpec, axis: int) -> bool:
-    """The batch of a vision model is, and its picture's size where the preprocessing says it."""
+    """The batch of a vision model is, and its picture's size where the preprocessing says it, or a few for lines of text."""
     if known.image is None:
         return False
+    if known.image.name == spec.name and widths_of_lines(known):
+        return True  # one shape for each
     return axis == 0 or (known.image.name == spec.name and known.image.size is not None and axis in _sides(spec))
 
 
@@ -81,6 +90,10 @@ def _side(known: Identified, which: int) -> Value:
         return known.image.size[which], "the preprocessing", False
     if known.bundle.input_size:
         return known.bundle.input_size[which], "the size that its files name", False
+    if widths := widths_of_lines(known):
+        line = line_of(known.family)
+        assert line is not None
+        return (line.height, widths[0])[which], f"the narrowest line of {len(widths)} widths", False
     if known.family.recipe.steps:
         prepared = _prepared(known.family)
         return prepared[which], f"a picture of {_EXAMPLE[1]}x{_EXAMPLE[0]} as preprocessed", True

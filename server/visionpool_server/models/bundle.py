@@ -75,9 +75,7 @@ class Postprocess(_Part):
     decoded: bool | None = None  # YOLOX: whether its boxes are in pixels already
     map_threshold: Share | None = None  # text detectors: from which a pixel counts as text
     unclip_ratio: float | None = Field(None, ge=0, le=10)  # text detectors: how much boxes grow
-    box_threshold: Share | None = (
-        None  # ocr: the least mean of a box, which is the score_threshold of its text detector
-    )
+    box_threshold: Share | None = None  # ocr: the least mean of a box, the score_threshold of its text detector
     direction_threshold: Share | None = None  # ocr: over which a line that is upside down is turned
 
 

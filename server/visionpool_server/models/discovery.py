@@ -46,19 +46,19 @@ class Discovery:
     guessed: bool = False  # from its tensors alone
 
 
-def discover(folder: Path, signature: Signature) -> Discovery:
-    """Raises InvalidModel for a file that is there but makes no sense."""
+def discover(folder: Path, signature: Signature, said: str | None = None) -> Discovery:
+    """`said`: the family that model.yaml says. Raises InvalidModel for a file that is there but makes no sense."""
     for name, read in _CONFIGS.items():
         if (folder / name).exists():
             data = _map_from(folder / name)
             return _with_labels(paddle_outputs.fitted(read(data), data, signature, name), folder, name)
     if (folder / "metadata.yaml").exists():
         data = _map_from(folder / "metadata.yaml")
-        return Discovery(ultralytics.bundle_from(data, signature, "metadata.yaml"), "metadata.yaml")
+        return Discovery(ultralytics.bundle_from(data, signature, "metadata.yaml", said), "metadata.yaml")
     if "names" in signature.metadata:
         source = "the file's metadata"
         data = ultralytics.unquoted(signature.metadata)
-        return Discovery(ultralytics.bundle_from(data, signature, source), source)
+        return Discovery(ultralytics.bundle_from(data, signature, source, said), source)
     if "character" in signature.metadata:
         return Discovery(ocr.from_metadata(signature.metadata), "the file's metadata")
     family = guess_family(signature, None)

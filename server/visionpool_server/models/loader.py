@@ -85,7 +85,7 @@ def _found(files: ModelFiles, written: Bundle, signature: Signature, usual_famil
     """What the files say. What is known for a step of OCR is not guessed at: a recogniser's outputs may look like YOLO's."""
     if written.task == "tensor":
         return Discovery(Bundle(), "nothing")
-    found = discover(files.folder, signature)
+    found = discover(files.folder, signature, written.family)
     if found.guessed and written.task not in (None, "ocr", found.bundle.task):
         found = Discovery(Bundle(), "nothing", guessed=True)  # what is said is more than what it looks like
     of_ocr = usual_family is not None or (written.task == "ocr" and written.family is None)

@@ -9,7 +9,7 @@ from typing import Any
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import Signature
-from visionpool_server.families import TASKS
+from visionpool_server.families import TASKS, canonical
 from visionpool_server.models.advice import raw_heads
 from visionpool_server.models.bundle import Bundle
 from visionpool_server.models.guess import fixed_size, guess_family
@@ -26,8 +26,11 @@ _FAMILIES = {
 _MORE_THAN_BOXES = ("yolo_segmentation", "yolo_pose", "yolo_obb")
 
 
-def bundle_from(data: Mapping[str, Any], signature: Signature, source: str) -> Bundle:
-    """From the keys `names`, `task`, `imgsz` that Ultralytics' exports carry (YOLOv5's: `names`, `stride` only)."""
+def bundle_from(data: Mapping[str, Any], signature: Signature, source: str, said: str | None = None) -> Bundle:
+    """From the keys `names`, `task`, `imgsz` that Ultralytics' exports carry (YOLOv5's: `names`, `stride` only).
+
+    `said`: the family that model.yaml says; a YOLOv5 classifier, for one, does not say what it is.
+    """
     labels = labels_from(data.get("names", {}))
     task = data.get("task", "detect")
     if not isinstance(task, str) or task not in _FAMILIES:
@@ -35,7 +38,7 @@ def bundle_from(data: Mapping[str, Any], signature: Signature, source: str) -> B
             f"the export's task is {task!r}, which is not served yet",
             hint=f"served: {', '.join(_FAMILIES)}; with task: tensor in a model.yaml, any as plain tensors",
         )
-    family = _FAMILIES[task] or _detector(data, signature, len(labels))
+    family = canonical(said) if said else _FAMILIES[task] or _detector(data, signature, len(labels))
     size = data.get("imgsz")
     found: dict[str, Any] = {
         "task": TASKS[family],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 
+from visionpool.errors import InvalidSetting
 from visionpool.results import OCRResult, Result
 
 from visionpool_server.evaluation.extra import needed
@@ -30,6 +31,10 @@ class TextJudge:
 
         if not isinstance(result, OCRResult) or not isinstance(sample.truth, str):
             raise mismatch(sample, result)
+        if result.boxes and not result.text:
+            raise InvalidSetting(
+                "the model finds lines of text and reads none", hint="evaluate the pipeline that it is a step of"
+            )
         truth, said = self._plain(sample.truth), self._plain(spoken(result))
         edits = Levenshtein.distance(truth, said)
         self._edits += edits
