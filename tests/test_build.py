@@ -5,6 +5,7 @@ The embedded models are quantised here, on scenes and digits that neither traini
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -24,7 +25,16 @@ from demo_scoring import digit_picture, letterbox, onnx_classifier, onnx_detecto
 from rich.console import Console
 from scenes import CLASS_NAMES, Floats, Image, Ints, draw_scene
 from visionpool.errors import BackendUnavailable, InvalidModel, InvalidSetting
-from visionpool.results import ClassifyResult, DetectionResult, OCRResult, SegmentationResult
+from visionpool.results import (
+    ClassifyResult,
+    DetectionResult,
+    EmbeddingResult,
+    FaceDetectionResult,
+    KeyPointDetectionResult,
+    OCRResult,
+    SegmentationResult,
+)
+from visionpool_server.app import offline
 from visionpool_server.backends import LoadOptions, Source, get_backend
 from visionpool_server.backends.openvino.files import core
 from visionpool_server.backends.openvino.quantization import after_the_last_learned_layer, is_quantized
@@ -35,14 +45,15 @@ from visionpool_server.building.report import size_of
 from visionpool_server.cli.build import agreement as agreement_table
 from visionpool_server.cli.build import table
 from visionpool_server.models.bundle import read_bundle
+from visionpool_server.models.loader import Defaults
 
-from tests import tiny_models
+from tests import ocr_models, tiny_models
 from tests.real_server import serving
 
 DEMO = Path(__file__).parents[1] / "server" / "visionpool_server" / "demo"
 SHAPES = DEMO / "shapes" / "shapes.onnx"
-CALIBRATION_SEEDS = range(5000, 5030)
-SCORED = range(40)
+CALIBRATION_SEEDS = range(5000, 5022)
+SCORED = range(20)
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +76,19 @@ def write_picture(path: Path, image: Image) -> Path:
     return path
 
 
+COMMAND = """if True:
+    import visionpool.__main__
+    from visionpool_server.building import speed
+    speed.ROUNDS, speed.SECONDS = 2, 0.05
+    visionpool.__main__.main()
+"""
+
+
 def run(*arguments: object, home: Path, limit: float = 200) -> subprocess.CompletedProcess[str]:
-    """`visionpool build ARGUMENTS`, as a user does who has set nothing."""
+    """`visionpool build ARGUMENTS`, as a user does who has set nothing; but how fast models are is measured for an instant."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "CI", "NNCF"))}
     return subprocess.run(
-        [sys.executable, "-m", "visionpool", "build", *map(str, arguments)],
+        [sys.executable, "-c", COMMAND, "build", *map(str, arguments)],
         env={**environment, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
@@ -104,7 +123,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Built:
     (pictures / "labels.txt").write_text("no picture at all", encoding="utf-8")
     out = folder / "shapes-int8"
     done = run(
-        "shapes", "--precision", "int8", "--calibration", pictures, "--samples", 22, "-o", out, "--json", home=home
+        "shapes", "--precision", "int8", "--calibration", pictures, "--samples", 14, "-o", out, "--json", home=home
     )
     assert done.returncode == 0, done.stderr
     return Built(out, home, json.loads(done.stdout), done.stderr)
@@ -168,7 +187,7 @@ class TestBundle:
         rates = report["speed"]
         assert rates["lowest"] <= rates["ratio"] <= rates["highest"]
         assert rates["before"] > 0 < rates["after"]
-        assert report["calibration"]["pictures"] == 22
+        assert report["calibration"]["pictures"] == 14
         assert [Path(item["path"]).name for item in report["calibration"]["skipped"]] == ["broken.jpg"]
         compared = report["compared"]
         assert (compared["on"], compared["count"]) == ("held-out pictures", 8)
@@ -385,6 +404,42 @@ class TestRefusals:
         with pytest.raises(InvalidModel, match="nothing says how pictures become the tensors of plain"):
             build(Wish(source, tmp_path / "out", "int8", few))
 
+    def test_a_pipeline_is_built_step_by_step(self, tmp_path: Path) -> None:
+        folder = ocr_models.pipeline(tmp_path / "ocr")
+        with pytest.raises(InvalidModel, match="ocr is a pipeline of several models") as caught:
+            build(Wish(folder, tmp_path / "out", "f16"))
+        assert "build its steps one by one" in (caught.value.hint or "")
+        for step in ("tiny_det", "tiny_rec"):
+            family = {"tiny_det": "ocr_detection", "tiny_rec": "ocr_recognition"}[step]
+            said = {"task": "ocr", "family": family} | ({"labels": list("ABCDEF")} if step == "tiny_rec" else {})
+            (folder / step / "model.yaml").write_text(yaml.safe_dump(said), encoding="utf-8")
+        for seed in range(4):
+            page = ocr_models.page(ocr_models.written(seed, 3))
+            write_picture(tmp_path / "pages" / f"{seed}.png", page)
+        found = build(Wish(folder / "tiny_det", tmp_path / "det8", "int8", tmp_path / "pages")).compared
+        assert found.figures["boxes_matched_75"] == 1 and found.figures["boxes"] == 12
+        read = build(Wish(folder / "tiny_rec", tmp_path / "rec32", "f32", tmp_path / "pages")).compared
+        assert (read.count, read.figures) == (4, {"same_text": 1.0, "text_similarity": 1.0})
+        (tmp_path / "built").mkdir()
+        (tmp_path / "built" / "model.yaml").write_text(
+            "{task: ocr, steps: {detect: ../det8, read: ../rec32}, postprocess: {unclip_ratio: 0.0}}", encoding="utf-8"
+        )
+        with offline([tmp_path / "built"], Defaults(), max_pixels=10**7) as service, asyncio.Runner() as runner:
+            written = ocr_models.png(ocr_models.page(["ABBA", "FEED"]))
+            result = runner.run(service.predict(service.models.get("built"), written)).result
+        assert isinstance(result, OCRResult)
+        assert result.text == ("ABBA", "FEED")
+
+    def test_a_model_that_runs_elsewhere_is_built_there(self, tmp_path: Path) -> None:
+        (tmp_path / "model.yaml").write_text("runtime: {backend: remote, url: 'grpc://127.0.0.1:1'}", encoding="utf-8")
+        with pytest.raises(InvalidModel, match=r"has no weights here: runtime.backend is remote"):
+            build(Wish(tmp_path, tmp_path / "out", "f16"))
+
+    def test_a_place_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("", encoding="utf-8")
+        with pytest.raises(InvalidSetting, match=rf"-o {tmp_path}/file/out cannot be written: "):
+            build(Wish(Path("shapes"), tmp_path / "file" / "out", "f32"))
+
     def test_a_wrong_data_set_is_found_before_anything_is_built(self, few: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidSetting, match="does not exist"):
             build(Wish(Path("shapes"), tmp_path / "out", "int8", few, dataset=tmp_path / "nowhere"))
@@ -453,7 +508,39 @@ class TestFigures:
         assert agreement.of_results(pairs) == pytest.approx({"top1_agreement": 0.5, "mean_score_difference": 0.1})
         maps = [(SegmentationResult((0, 1, 1, 2), shape=(2, 2)), SegmentationResult((0, 1, 2, 2), shape=(2, 2)))]
         assert agreement.of_results(maps) == {"pixel_agreement": 0.75}
-        assert agreement.of_results([(OCRResult(), OCRResult())]) is None
+
+    def test_points_of_partners_are_measured_in_sizes_of_their_box(self) -> None:
+        box, points = (0.0, 0.0, 10.0, 40.0), ((1.0, 1.0), (5.0, 9.0))
+        one = KeyPointDetectionResult(points, (), 2, (box,), (0.9,))
+        other = KeyPointDetectionResult(((1.0, 5.0), (5.0, 9.0)), (), 2, (box,), (0.7,))
+        figures = agreement.of_results([(one, other)])
+        assert figures == pytest.approx(
+            {
+                "boxes_matched_50": 1,
+                "boxes_matched_75": 1,
+                "mean_score_difference": 0.2,
+                "boxes": 1,
+                "mean_point_distance": 4 / 2 / 20,
+            }
+        )
+        face = FaceDetectionResult((box,), (0.9,), points, 2)
+        found = agreement.of_results([(face, face), (FaceDetectionResult(), face)])
+        assert found is not None
+        assert found["mean_point_distance"] == 0
+        assert found["boxes_matched_50"] == pytest.approx(2 / 3)
+        without = agreement.of_results([(FaceDetectionResult((box,), (0.9,)),) * 2])
+        assert without is not None and "mean_point_distance" not in without
+
+    def test_texts_lines_and_embeddings(self) -> None:
+        pairs = [(OCRResult(text=("ab", "c")), OCRResult(text=("ab", "c"))), (OCRResult(text=("ab",)), OCRResult())]
+        assert agreement.of_results(pairs) == {"same_text": 0.5, "text_similarity": 0.5}
+        quad = (0, 0, 20, 0, 20, 10, 0, 10)
+        lines = agreement.of_results([(OCRResult((quad,), rec_scores=(0.9,)), OCRResult((quad,), (), (0.8,)))])
+        assert lines is not None
+        assert lines["boxes_matched_75"] == 1
+        assert lines["mean_score_difference"] == pytest.approx(0.1)
+        turned = agreement.of_results([(EmbeddingResult((2.0, 0.0)), EmbeddingResult((0.6, 0.8)))])
+        assert turned == pytest.approx({"mean_cosine": 0.6})
 
     def test_tensors(self) -> None:
         before, after = {"a": np.array([1.0, -4.0])}, {"a": np.array([1.5, -4.0])}
@@ -514,17 +601,21 @@ def test_squeezenet_reads_imagenet_as_well(testdata: Path, tmp_path: Path) -> No
 
 
 def test_yolov8n_finds_about_as_much(testdata: Path, tmp_path: Path) -> None:
-    """Calibrated on pictures of another data set than it is scored on."""
+    """Calibrated on pictures of another data set than it is scored on, of which a quarter is taken."""
     photos = tmp_path / "photos"
     photos.mkdir()
-    for path in sorted((testdata / "images" / "imagenet100").glob("*.JPEG"))[::3]:
+    for path in sorted((testdata / "images" / "imagenet100").glob("*.JPEG"))[::6]:
         (photos / path.name).symlink_to(path)
-    dataset = testdata / "images" / "coco64"
-    report = build(Wish(testdata / "models" / "yolov8n", tmp_path / "out", "int8", photos, samples=24, dataset=dataset))
+    dataset = tmp_path / "coco16"
+    for kind in ("images", "labels"):
+        (dataset / kind).mkdir(parents=True)
+        for path in sorted((testdata / "images" / "coco64" / kind).iterdir())[::4]:
+            (dataset / kind / path.name).symlink_to(path)
+    report = build(Wish(testdata / "models" / "yolov8n", tmp_path / "out", "int8", photos, samples=12, dataset=dataset))
     assert report.scored is not None
     before, after = report.scored.figures["map50_95"]
-    assert before == pytest.approx(0.438, abs=0.01)
-    assert after >= before - 0.03
+    assert before > 0.3
+    assert after >= before - 0.05
     assert report.compared.figures["boxes_matched_50"] > 0.6
 
 

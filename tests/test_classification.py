@@ -5,6 +5,7 @@ References are ONNX Runtime, Pillow, and OpenCV's resize; `tests/test_reference.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from visionpool.results import ClassifyResult
 from visionpool_server.api.answers import describe
 from visionpool_server.backends import Source, get_backend
 from visionpool_server.backends.onnxruntime.endings import endings
+from visionpool_server.families import FamilySpec, Options, build_family
 from visionpool_server.imaging.antialias import resampled
 from visionpool_server.imaging.recipe import Arithmetic, CenterCrop, Geometry, Recipe, Resize, ResizeShort
 from visionpool_server.models.labels import read_labels
@@ -134,6 +136,10 @@ NORMALIZE_IMAGE = {"NormalizeImage": {"scale": "1.0/255.0", "mean": MEAN, "std":
         (
             [{"ResizeImage": {"size": 32, "interpolation": 2, "backend": "pil"}}, {"NormalizeImage": None}],
             Recipe((Resize((32, 32), antialias=True),), Arithmetic(1 / 255, tuple(MEAN), tuple(STD))),
+        ),
+        (
+            [{"ResizeImage": {"size": 32, "backend": "pil"}}],  # Pillow's own habit
+            Recipe((Resize((32, 32), interpolation="cubic", antialias=True),), Arithmetic(1.0)),
         ),
         (
             [{"ResizeImage": {"size": 32, "interpolation": 2}}, {"NormalizeImage": {"mean": [0.5], "scale": 1}}],
@@ -276,6 +282,34 @@ def test_what_makes_scores_of_the_outputs_is_found_out_and_shown(
                 scores,
                 np.argsort(-scores)[:2][scores[np.argsort(-scores)[:2]] > 0],
             )
+
+
+@pytest.mark.parametrize(("ending", "shown"), [("logits", "sigmoid"), ("averaged", "by their values"), ("sigmoid", "none")])
+def test_one_class_alone_is_scored_by_sigmoid(tmp_path: Path, ending: str, shown: str) -> None:
+    """Its share of all classes would be 1 in every picture."""
+    write(tmp_path, ending)
+    model = classifier(tmp_path / "m.onnx", ending, classes=1)
+    with served(tmp_path, "openvino") as predict:
+        assert describe(predict.model)["activation"] == shown  # type: ignore[attr-defined]
+        for image in IMAGES:
+            raw = run(model, prepared(image)).ravel()
+            logits_seen = ending == "logits" or (ending == "averaged" and not -0.5 <= raw[0] <= 1.5)
+            scores = 1 / (1 + np.exp(-raw)) if logits_seen else raw
+            assert_scores(predict(image), scores, [0] if scores[0] > 0.5 else [])
+
+
+def test_of_several_outputs_model_yaml_says_which_has_the_scores() -> None:
+    shapes: dict[str, tuple[int | None, ...]] = {"features": (1, 64), "scores": (1, 1, 1, 3)}
+    spec = FamilySpec({"x": (1, 3, 8, 8)}, shapes, recipe=Recipe((Resize((8, 8)),)), endings={"scores": "softmax"})
+    with pytest.raises(InvalidModel, match="one output") as refused:
+        build_family("classification", spec)
+    assert "postprocess.output" in (refused.value.hint or "")
+    model = build_family("classification", replace(spec, settings={"output": "scores"}))
+    assert model.class_count == 3
+    outputs = {"features": np.ones(64, np.float32), "scores": np.array([[[0.25, 0.5, 0.25]]], np.float32)}
+    result = model.finish(outputs, Geometry(8, 8), Options(top_k=1))
+    assert isinstance(result, ClassifyResult)
+    assert (result.label_ids, result.scores) == ((1,), (0.5,))
 
 
 def test_a_distribution_from_a_graph_that_tells_nothing_is_left_as_it_is(tmp_path: Path) -> None:

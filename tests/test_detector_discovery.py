@@ -40,6 +40,8 @@ def signature(outputs: dict[str, Shape], *, size: int | None = 640, inputs: tupl
     [
         ({"output0": (1, 25200, 85)}, None, "yolov5"),
         ({"output": (1, 25200, 85)}, None, "yolov5"),
+        ({"output": (1, 25200, 85), **{str(n): (1, 3, n, n, 85) for n in (80, 40, 20)}}, None, "yolov5"),  # YOLOv7 --grid
+        ({"output": (1, 25200, 85), **{str(n): (1, 3, n, n, 85) for n in (80, 40, 20)}}, 80, "yolov5"),
         ({"output0": (1, 84, 8400)}, None, "yolov8"),
         ({"output": (1, 8400, 85)}, None, "yolox"),
         ({"output": (1, 8500, 85)}, None, "yolox"),
@@ -60,12 +62,40 @@ def signature(outputs: dict[str, Shape], *, size: int | None = 640, inputs: tupl
         ({"logits": (1, 300, 80), "pred_boxes": (1, 300, 4)}, None, "rtdetr"),
         ({"pred_boxes": (1, 300, 4), "pred_logits": (1, 300, 80)}, None, "rtdetr"),
         ({"dets": (1, 300, 4), "labels": (1, 300, 91)}, None, "rtdetr"),
+        ({"logits": (1, 100, 92), "pred_boxes": (1, 100, 4)}, None, None),  # DETR, YOLOS
+        ({"logits": (1, 300, 91), "pred_boxes": (1, 300, 4)}, None, None),  # Conditional and Deformable DETR
         ({"a": (1, 8400, 4), "b": (1, 80, 8400)}, None, None),
         ({"x": (1, 3, 80, 80, 85)}, None, None),
     ],
 )
 def test_a_detector_is_known_by_its_outputs(outputs: dict[str, Shape], classes: int | None, family: str | None) -> None:
     assert guess_family(signature(outputs), classes) == family
+
+
+@pytest.mark.parametrize(
+    ("output", "size"),
+    [
+        ((1, 197, 768), 224),  # patches of a ViT
+        ((1, 197, 768), None),
+        ((1, 1370, 1024), 518),  # of DINOv2
+        ((1, 64, 64), 64),  # a map of classes
+        ((1, 518, 518), 518),  # of depths
+        ((1, 300, 6625), 320),  # steps of a text
+    ],
+)
+def test_what_is_no_grid_of_anchors_is_not_taken_for_one(output: Shape, size: int | None) -> None:
+    assert guess_family(signature({"output": output}, size=size), None) is None
+
+
+@pytest.mark.parametrize(("size", "anchors"), [(1280, 34000), (640, 34000), (416, 2535), (320, 2100), (1280, 102000)])
+def test_grids_of_other_sizes_and_strides_are_known(size: int, anchors: int) -> None:
+    """1280 with a fourth stride, 640 with stride 4 (YOLOv8-p2), YOLOv3-tiny's two strides."""
+    assert guess_family(signature({"output0": (1, 84, anchors)}, size=size), None) == "yolov8"
+
+
+def test_a_detector_that_takes_a_text_too_is_no_rtdetr() -> None:
+    outputs: dict[str, Shape] = {"logits": (1, 900, 256), "pred_boxes": (1, 900, 4)}
+    assert guess_family(signature(outputs, inputs=("pixel_values", "input_ids")), None) is None
 
 
 def test_inputs_tell_too() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import openvino
 import pytest
@@ -88,7 +89,20 @@ def test_an_ultralytics_classifier_is_known_by_its_task(tmp_path: Path) -> None:
     metadata = {"names": str({i: f"n{i}" for i in range(5)}), "task": "classify", "imgsz": "[32, 32]"}
     model = load(tiny_models.classifier(tmp_path / "c.onnx", metadata=metadata))
     assert (model.task, model.family_name) == ("classification", "classification")
-    assert recipe_of(model).steps == (ResizeShort(32), CenterCrop((32, 32)))
+    assert recipe_of(model).steps == (
+        ResizeShort(32, antialias=True, rounding="down"),
+        CenterCrop((32, 32), rounding="nearest"),
+    )
+
+
+def test_a_yolov5_classifier_says_names_and_stride_only_and_has_its_own_preprocessing(tmp_path: Path) -> None:
+    metadata = {"names": str({i: f"n{i}" for i in range(5)}), "stride": "32"}
+    model = load(tiny_models.classifier(tmp_path / "c.onnx", metadata=metadata))
+    assert (model.family_name, model.labels[1]) == ("classification", "n1")
+    picture = np.random.default_rng(0).integers(0, 255, (61, 100, 3), np.uint8)
+    seen, _ = recipe_of(model).prepare(picture)
+    assert np.array_equal(seen, cv2.resize(picture[:, 19:80], (32, 32), interpolation=cv2.INTER_LINEAR))
+    assert recipe_of(model).arithmetic == Arithmetic(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_imgsz_gives_the_size_that_the_graph_leaves_open(tmp_path: Path) -> None:
@@ -198,7 +212,7 @@ def test_a_metadata_yaml_that_makes_no_sense_is_refused(tmp_path: Path, content:
         ([(None, 84, None)], None, None),
         ([(1, 84, 8400)], 3, None),
         ([(1, 1000)], None, None),
-        ([(1, 84, 8400), (1, 32, 160, 160)], 80, None),
+        ([(1, 84, 8400), (1, 32, 160, 160)], 80, "yolo_segmentation"),
         ([], None, None),
     ],
 )
@@ -206,7 +220,8 @@ def test_a_detector_is_known_by_the_shape_of_its_output(
     shapes: list[tuple[int | None, ...]], classes: int | None, family: str | None
 ) -> None:
     outputs = tuple(TensorSpec(str(i), shape, "float32") for i, shape in enumerate(shapes))
-    assert guess_family(Signature((), outputs), classes) == family
+    picture = TensorSpec("images", (1, 3, 640, 640), "float32")
+    assert guess_family(Signature((picture,), outputs), classes) == family
 
 
 @pytest.mark.parametrize(("build", "family"), [(tiny_models.yolov5, "yolov5"), (tiny_models.yolov8, "yolov8")])
@@ -520,7 +535,7 @@ def test_model_yaml_overrides_what_was_discovered(tmp_path: Path) -> None:
         ({"family": "picodet"}, r"pairs of 3-D outputs"),
         (
             {"family": "classification"},
-            r"a classifier's output is \(pictures, classes\); this model's is \(None, 7, 64\)",
+            r"an output of \(pictures, numbers\) is expected; 'output0' is \(None, 7, 64\)",
         ),
         ({"preprocess": []}, r"leaves the size of pictures open, and input 'images' takes 64x64 .*resize: \[64, 64\]"),
         ({"preprocess": [{"resize_short": 64}]}, r"leaves the size of pictures open"),

@@ -82,7 +82,7 @@ class TestObjects:
 
     def test_other_kinds_of_answers_are_not(self) -> None:
         with pytest.raises(InvalidSetting, match="'embedding' are not compared"):
-            between(EmbeddingResult((1.0,)), EmbeddingResult((1.0,)))
+            between(EmbeddingResult((1.0,)), ClassifyResult((0,), (1.0,)))
 
 
 class TestOthers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import multiprocessing
 import re
@@ -17,13 +19,16 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 import yaml
+from visionpool.errors import VisionpoolError
 from visionpool_server.backends.openvino.graph import graph_of
 from visionpool_server.backends.survey import Edge, Graph, Operator
+from visionpool_server.cli import app
 from visionpool_server.inspection.inspector import inspect_model
 from visionpool_server.inspection.placement import move_to_cpu, split
 from visionpool_server.models.files import find_models
 
-from tests import tiny_models
+from tests import ocr_models, tiny_models
+from tests.real_server import Server
 from tests.test_cli import failed, visionpool
 from tests.test_hetero import register_simcpu
 
@@ -36,6 +41,23 @@ def inspected(path: Path, **asked: Any) -> dict[str, Any]:
     (files,) = find_models(path)
     report: dict[str, Any] = json.loads(inspect_model(files, **asked).json())
     return report
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, *arguments: object, columns: int = 100) -> str:
+    """What `visionpool inspect ARGUMENTS` prints. In this process: a new one costs seconds on a busy machine."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        app(["inspect", *map(str, arguments)], standalone_mode=False)
+    return out.getvalue()
+
+
+def refused(path: Path, *says: str) -> None:
+    """It ends with an error of ours, which `main` prints as a line and a hint."""
+    with pytest.raises(VisionpoolError) as caught:
+        app(["inspect", str(path)], standalone_mode=False)
+    for words in says:
+        assert words in f"{caught.value.message}\n{caught.value.hint}"
 
 
 @pytest.fixture(scope="module")
@@ -394,9 +416,8 @@ def test_onnxruntime_tells_its_operators_and_where_the_time_went(yolo: Path) -> 
 # The command
 
 
-def test_the_command_prints_a_report_within_a_hundred_columns(yolo: Path) -> None:
-    done = visionpool("inspect", yolo, "--run", "--seconds", 0.3, environment={"COLUMNS": "100"})
-    assert done.returncode == 0, done.stderr
+def test_the_command_prints_a_report_within_a_hundred_columns(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = printed(monkeypatch, yolo, "--run", "--seconds", 0.3)
     for words in (
         "tiny  detection  (yolov8)",
         "output0",
@@ -406,8 +427,8 @@ def test_the_command_prints_a_report_within_a_hundred_columns(yolo: Path) -> Non
         "Measured on CPU",
         "p50",
     ):
-        assert words in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 100
+        assert words in told
+    assert max(map(len, told.splitlines())) <= 100
 
 
 def test_a_demo_model_goes_by_its_name_and_json_is_all_of_stdout() -> None:
@@ -415,27 +436,84 @@ def test_a_demo_model_goes_by_its_name_and_json_is_all_of_stdout() -> None:
     assert json.loads(done.stdout)["model"]["name"] == "shapes"
 
 
-def test_the_placement_of_a_missing_device_is_printed_and_is_no_error(yolo: Path) -> None:
-    done = visionpool("inspect", yolo, "--device", "HETERO:GPU,CPU", environment={"COLUMNS": "100"})
-    assert done.returncode == 0, done.stderr
-    assert "not on this machine" in done.stdout and "device: HETERO:GPU,CPU" in done.stdout
+def test_the_placement_of_a_missing_device_is_printed_and_is_no_error(
+    yolo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = printed(monkeypatch, yolo, "--device", "HETERO:GPU,CPU")
+    assert "not on this machine" in told and "device: HETERO:GPU,CPU" in told
 
 
-def test_a_run_on_a_device_that_is_not_here_is_left_out_and_all_else_is_told(yolo: Path) -> None:
-    done = visionpool("inspect", yolo, "--device", "GPU", "--run", "--json")
-    report = json.loads(done.stdout)
-    assert done.returncode == 0 and report["run"] is None and report["cost"]["flops"] > 0
+def test_a_run_on_a_device_that_is_not_here_is_left_out_and_all_else_is_told(
+    yolo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = json.loads(printed(monkeypatch, yolo, "--device", "GPU", "--run", "--json"))
+    assert report["run"] is None and report["cost"]["flops"] > 0
     assert "not measured: OpenVINO finds no device 'GPU' on this machine; it finds CPU" in report["notes"]
 
 
 def test_wrong_files_fail_as_with_other_commands(tmp_path: Path) -> None:
-    failed(visionpool("inspect", tmp_path / "none.onnx"), "none.onnx does not exist")
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    done = visionpool("inspect", tmp_path / "bad.onnx")
-    assert done.returncode == 1 and "error: bad: " in done.stderr and "Traceback" not in done.stderr
+    refused(tmp_path / "bad.onnx", "bad: ")
+    failed(visionpool("inspect", tmp_path / "none.onnx"), "none.onnx does not exist")
     for name in ("a", "b"):
         tiny_models.plain(tmp_path / "several" / name / "m.onnx")
-    failed(visionpool("inspect", tmp_path / "several"), "holds several models: a, b", "name one of them")
+    refused(tmp_path / "several", "holds several models: a, b", "name one of them")
+
+
+# Pipelines, and models elsewhere
+
+
+def test_of_a_pipeline_each_step_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ocr_models.pipeline(tmp_path / "ocr")
+    report = inspected(folder, run_seconds=0.3)
+    assert (report["model"]["name"], report["model"]["format"], report["cost"]) == ("ocr", "pipeline", None)
+    assert report["identity"]["reason"] == "model.yaml makes a pipeline of detect, classify, read"
+    steps = {step["model"]["name"]: step for step in report["steps"]}
+    assert list(steps) == ["ocr.detect", "ocr.classify", "ocr.read"]
+    assert report["model"]["bytes"] == sum(path.stat().st_size for path in folder.glob("*/model.onnx"))
+    assert [step["identity"]["family"] for step in steps.values()] == [
+        "ocr_detection",
+        "ocr_direction",
+        "ocr_recognition",
+    ]
+    for step in steps.values():
+        assert step["cost"]["flops"] > 0 and step["run"]["throughput"] > 0 and step["run"]["timings"]
+    told = printed(monkeypatch, folder, columns=80)
+    assert all(f"  {name}  " in told for name in ("ocr", *steps))
+    assert "weights   those of its steps" in told
+    assert max(map(len, told.splitlines())) <= 80
+
+
+def test_steps_that_are_models_of_their_own_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.yaml").write_text("{name: both, steps: {detect: finder, read: reader}}")
+    report = inspected(tmp_path)
+    assert report["notes"] == ["its step detect is the model finder", "its step read is the model reader"]
+    assert report["steps"] == []
+    assert "its step read is the model reader" in printed(monkeypatch, tmp_path)
+
+
+def test_no_width_of_lines_is_proposed_as_the_only_one(tmp_path: Path) -> None:
+    """A fixed shape would leave a recogniser with lines of one width."""
+    ocr_models.recogniser(tmp_path / "m.onnx")
+    said = {"task": "ocr", "family": "ocr_recognition", "labels": list(ocr_models.LETTERS)}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(said))
+    report = inspected(tmp_path, device="GPU")
+    assert yaml.safe_load(report["model_yaml"]) == {"runtime": {"device": "GPU"}}
+    (shape,) = report["shapes"]
+    assert (shape["shape"], shape["guessed"], shape["needed"]) == ([1, 3, 32, 320], False, False)
+
+
+def test_a_model_on_another_server_tells_its_tensors_and_how_long_it_takes(
+    demo_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"runtime": {"backend": "remote", "url": f"grpc://{demo_server.grpc}", "model": "shapes"}}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump({"name": "far", **said}))
+    report = inspected(tmp_path, run_seconds=0.3)
+    assert (report["model"]["backend"], report["model"]["format"]) == ("remote", "served elsewhere, as shapes")
+    assert (report["identity"]["task"], report["identity"]["family"]) == ("detection", "yolov8")
+    assert [spec["name"] for spec in report["outputs"]] == ["output0"]
+    assert report["cost"] is None and report["run"]["throughput"] > 0 and report["run"]["timings"] == []
+    assert "served elsewhere, as shapes" in printed(monkeypatch, tmp_path)
 
 
 def test_a_model_without_files_tells_what_it_can(tmp_path: Path) -> None:

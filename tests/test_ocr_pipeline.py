@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import cv2
@@ -27,11 +28,13 @@ from visionpool.errors import (
     Unavailable,
 )
 from visionpool.results import ClassifyResult, OCRResult
+from visionpool_server.api.kserve.control import retire
 from visionpool_server.app import offline
 from visionpool_server.families import Options
 from visionpool_server.imaging.text_lines import WIDTHS
 from visionpool_server.models.bundle import Bundle
-from visionpool_server.models.loader import Defaults
+from visionpool_server.models.loader import Defaults, Model, load_model
+from visionpool_server.models.repository import locate
 from visionpool_server.pool import Pool
 from visionpool_server.service import Ask, Service
 
@@ -332,20 +335,54 @@ class TestFailures:
         assert read(service, ["FACE"]).text == ("FACE",)
 
     def test_a_step_that_is_named_and_goes_away(self, folder: Path, tmp_path: Path) -> None:
-        steps = {"detect": "finder", "read": "speller"}
-        named = tmp_path / "models"
-        for name, source in (("finder", "tiny_det"), ("speller", "tiny_rec")):
-            copy_of(folder / source / "model.onnx", named / name / "model.onnx")
-            (named / name / "model.yaml").write_text("task: ocr\npostprocess: {unclip_ratio: 0}\n", encoding="utf-8")
-        (named / "speller" / "model.yaml").write_text("task: ocr\nlabels: [A, B, C, D, E, F]\n", encoding="utf-8")
-        (named / "ocr").mkdir()
-        (named / "ocr" / "model.yaml").write_text(yaml.safe_dump({"task": "ocr", "steps": steps}), encoding="utf-8")
+        named = steps_by_name(folder, tmp_path / "models")
         with offline([named], Defaults(), max_pixels=50_000_000) as service:
             assert [model.name for model in service.models] == ["finder", "ocr", "speller"]
             assert read(service, ["FACE"]).text == ("FACE",)
             service.models.remove("speller").close()
             with pytest.raises(Unavailable, match="ocr needs the model 'speller' to read"):
                 read(service, ["FACE"])
+
+    def test_a_step_that_is_named_and_loaded_anew_loses_no_picture(self, folder: Path, tmp_path: Path) -> None:
+        named = steps_by_name(folder, tmp_path / "models")
+        with offline([named], Defaults(), max_pixels=50_000_000) as service:
+            old = service.models.get("speller")
+
+            async def ask() -> Any:
+                with old.pool.places(free_places(old.pool)):  # the picture waits for it
+                    page = tiny.png(tiny.page(["FACE"]))
+                    task = asyncio.create_task(service.predict(service.models.get("ocr"), page))
+                    await asyncio.sleep(0.2)
+                    (files,) = locate([named / "speller"])
+                    assert service.models.replace(load_model(files, Defaults())) is old
+                old.close()
+                return (await task).result
+
+            assert asyncio.run(ask()).text == ("FACE",)
+            assert service.models.get("speller").pool.statistics.snapshot().inference_count == 1
+
+    def test_a_step_that_cannot_be_loaded_leaves_none_of_the_others_open(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tiny.pipeline(tmp_path / "ocr")
+        (folder / "tiny_rec" / "model.onnx").write_bytes(b"")
+        closed: list[str] = []
+        monkeypatch.setattr(Model, "close", lambda model: closed.append(model.name))
+        with pytest.raises(InvalidModel, match=r"ocr: steps\.read \(tiny_rec\)"):
+            load_model(locate([folder])[0], Defaults())
+        assert closed == ["ocr.detect", "ocr.classify"]
+
+
+def steps_by_name(folder: Path, models: Path) -> Path:
+    """A repository of the pipeline `ocr`, and its steps `finder` and `speller`."""
+    for name, source in (("finder", "tiny_det"), ("speller", "tiny_rec")):
+        copy_of(folder / source / "model.onnx", models / name / "model.onnx")
+        (models / name / "model.yaml").write_text("task: ocr\npostprocess: {unclip_ratio: 0}\n", encoding="utf-8")
+    (models / "speller" / "model.yaml").write_text("task: ocr\nlabels: [A, B, C, D, E, F]\n", encoding="utf-8")
+    (models / "ocr").mkdir()
+    steps = {"detect": "finder", "read": "speller"}
+    (models / "ocr" / "model.yaml").write_text(yaml.safe_dump({"task": "ocr", "steps": steps}), encoding="utf-8")
+    return models
 
 
 def copy_of(source: Path, target: Path) -> None:
@@ -419,6 +456,43 @@ class TestControl:
                 client.unload_model("ocr.read")
             client.unload_model("ocr")
             assert not client.is_model_ready("ocr") and not client.is_model_ready("ocr.read")
+
+    def test_a_model_called_like_a_part_does_not_take_its_place(self, folder: Path, tmp_path: Path) -> None:
+        reader = tmp_path / "ocr.read"
+        copy_of(folder / "tiny_rec" / "model.onnx", reader / "model.onnx")
+        (reader / "model.yaml").write_text("task: ocr\nlabels: [A, B, C, D, E, F]\n", encoding="utf-8")
+        with (
+            serving(folder, str(reader), "--model-control-mode", "explicit", "--load-model", "ocr") as server,
+            triton_http.InferenceServerClient(server.url.removeprefix("http://")) as client,
+        ):
+            with pytest.raises(Exception, match=r"failed to load 'ocr\.read'.*two models are called"):
+                client.load_model("ocr.read")
+            answer = httpx.post(
+                f"{server.url}/v1/models/ocr/predict", content=tiny.png(tiny.page(["FACE"])), timeout=60
+            )
+            assert answer.json()["results"][0]["text"] == ["FACE"]
+
+    def test_a_pipeline_that_goes_lets_its_steps_answer_who_asked_them(self, folder: Path) -> None:
+        with offline([folder], Defaults(), max_pixels=50_000_000) as service:
+            reader = service.models.get("ocr.read")
+            model = service.models.remove("ocr")
+            with reader.pool.places(1):  # of a picture that is being decoded
+                retiring = Thread(target=retire, args=(model,))
+                retiring.start()
+                retiring.join(0.3)
+                assert retiring.is_alive()
+                reader.pool.admit(1)  # not closed yet
+                reader.pool.release(1)
+            retiring.join(30)
+            assert not retiring.is_alive()
+
+    def test_all_widths_of_lines_stay_compiled_unless_somebody_says_how_many(self, tmp_path: Path) -> None:
+        folder = tiny.pipeline(tmp_path / "ocr")
+        (folder / "tiny_cls" / "model.yaml").write_text("runtime: {max_shapes: 3}\n", encoding="utf-8")
+        with offline([folder], Defaults(), max_pixels=50_000_000) as service:
+            uses = {model.name: model.pool.engines[0][0].shape_use() for model in service.models if model.family}
+        assert uses["ocr.read"] and uses["ocr.read"].limit >= len(WIDTHS)
+        assert uses["ocr.classify"] is None or uses["ocr.classify"].limit == 3
 
 
 class TestModelYaml:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from visionpool.errors import InvalidModel
 from visionpool_server.backends import Engine, ImageInput, LoadOptions, ShapeUse, Source, get_backend
+from visionpool_server.backends.openvino.shape_cache import Shape, ShapeCache
 from visionpool_server.imaging.draw import encode
 from visionpool_server.imaging.recipe import Arithmetic
 
@@ -42,7 +44,9 @@ def classifier(path: Path, channels: int = 8, layers: int = 2) -> Path:
 
 
 def load(model: Path, device: str, **options: Any) -> Engine:
-    return get_backend("openvino").load(Source(model), LoadOptions(image=ANY_SIZE, device=device, precision="f32", **options))
+    return get_backend("openvino").load(
+        Source(model), LoadOptions(image=ANY_SIZE, device=device, precision="f32", **options)
+    )
 
 
 def picture_of(size: tuple[int, int], seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -131,6 +135,47 @@ def test_threads_share_what_is_compiled(tmp_path: Path, elsewhere: Elsewhere[...
     for found in all_found:
         for size, scores in zip(SIZES, found, strict=True):
             np.testing.assert_allclose(scores, expected(model, picture_of(size)), atol=1e-5)
+
+
+A, B, C, D = (((size,),) for size in range(1, 5))
+
+
+def test_what_is_compiled_is_found_while_another_shape_is_being_compiled() -> None:
+    begun, go_on = Event(), Event()
+
+    def compile_for(shape: Shape) -> Any:
+        if shape == B:
+            begun.set()
+            assert go_on.wait(30)
+        return object()
+
+    cache = ShapeCache(8, compile_for)
+    first = cache.get(A)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(cache.get, B) for _ in range(2)]
+        assert begun.wait(30)
+        assert cache.get(A) is first  # here, on the test's own thread: it would hang
+        assert cache.use() == ShapeUse(8, 1, 0)
+        go_on.set()
+        made, found = (future.result() for future in waiting)
+    assert made is found
+
+
+def test_a_shape_that_cannot_be_compiled_takes_no_others_place() -> None:
+    def compile_for(shape: Shape) -> Any:
+        if shape == C:
+            raise InvalidModel("no")
+        return object()
+
+    cache = ShapeCache(2, compile_for)
+    first, second = cache.get(A), cache.get(B)
+    for _ in range(3):
+        with pytest.raises(InvalidModel):
+            cache.get(C)
+    assert (cache.get(A), cache.get(B), cache.use()) == (first, second, ShapeUse(2, 2, 0))
+    assert cache.get(D) is not None
+    assert cache.use() == ShapeUse(2, 2, 1)
+    assert cache.get(B) is second  # A gave way
 
 
 def refused_shape(model: Path) -> str:

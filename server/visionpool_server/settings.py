@@ -137,7 +137,7 @@ CacheDirFlag = Annotated[
     Path | None,
     typer.Option(
         envvar="VISIONPOOL_CACHE_DIR",
-        help="Keeps compiled models, for a fast next start.",
+        help="Keeps compiled and converted models, for a fast next start.",
         rich_help_panel=_MODELS,
     ),
 ]

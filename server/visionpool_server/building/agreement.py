@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from visionpool.results import ClassifyResult, DetectionResult, Result, SegmentationResult
+from visionpool.results import (
+    ClassifyResult,
+    DetectionResult,
+    EmbeddingResult,
+    FaceDetectionResult,
+    KeyPointDetectionResult,
+    OCRResult,
+    Result,
+    SegmentationResult,
+)
 
 from visionpool_server.families import Tensors
 
@@ -17,15 +29,13 @@ Pairs = Sequence[tuple[Result, Result]]
 def of_results(pairs: Pairs) -> Figures | None:
     """The figures for results of one type; None for a type that has none here: then compare the tensors.
 
-    Detection: `boxes_matched_50` and `_75`, the share of all boxes of both models that have a partner of the same class in
-    the other with an overlap (IoU) of at least that, and `mean_score_difference` between partners. Classification:
-    `top1_agreement`, `mean_score_difference` of the best class. Segmentation: `pixel_agreement`.
+    Whatever has boxes: `boxes_matched_50` and `_75`, the share of all boxes of both models that have a partner of the same
+    class in the other with an overlap (IoU) of at least that, and `mean_score_difference` between partners; with keypoints or
+    landmarks also `mean_point_distance` between those of partners, over the square root of their boxes' area. Classification:
+    `top1_agreement`, `mean_score_difference` of the best class. Segmentation: `pixel_agreement`. Text: `same_text`, the share
+    of pictures that both read alike, and `text_similarity`. Embeddings: `mean_cosine` between the two.
     """
     match pairs[0][0]:
-        case DetectionResult():
-            return _detections(
-                [(a, b) for a, b in pairs if isinstance(a, DetectionResult) and isinstance(b, DetectionResult)]
-            )
         case ClassifyResult():
             return _classes(
                 [(a, b) for a, b in pairs if isinstance(a, ClassifyResult) and isinstance(b, ClassifyResult)]
@@ -34,7 +44,13 @@ def of_results(pairs: Pairs) -> Figures | None:
             maps = [(a, b) for a, b in pairs if isinstance(a, SegmentationResult) and isinstance(b, SegmentationResult)]
             same = [np.mean(np.array(a.label_map) == np.array(b.label_map)) for a, b in maps]
             return {"pixel_agreement": float(np.mean(same))}
-    return None
+        case EmbeddingResult():
+            both = [(a, b) for a, b in pairs if isinstance(a, EmbeddingResult) and isinstance(b, EmbeddingResult)]
+            return {"mean_cosine": float(np.mean([_cosine(a, b) for a, b in both]))}
+        case OCRResult() if any(isinstance(item, OCRResult) and item.text for pair in pairs for item in pair):
+            return _texts([(a, b) for a, b in pairs if isinstance(a, OCRResult) and isinstance(b, OCRResult)])
+    found = [(_objects(a), _objects(b)) for a, b in pairs]
+    return _detections([(a, b) for a, b in found if a and b]) if all(a and b for a, b in found) else None
 
 
 def of_tensors(pairs: Iterable[tuple[Tensors, Tensors]]) -> Figures:
@@ -59,28 +75,90 @@ def _relative(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[
     return float(difference.max() / max(size.max(), tiny)), float(difference.mean() / max(size.mean(), tiny))
 
 
-def _detections(pairs: Sequence[tuple[DetectionResult, DetectionResult]]) -> Figures:
+@dataclass(frozen=True, slots=True)
+class _Objects:
+    """`points`: (objects, points of each, 2), where the model gives such."""
+
+    boxes: NDArray[np.float64]  # (objects, 4) xyxy
+    scores: Sequence[float]
+    label_ids: NDArray[np.int64]
+    points: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(cls, boxes: Sequence[Sequence[float]], scores: Sequence[float], points: Sequence[Any] = ()) -> Self:
+        """Of one class."""
+        ids, count = np.zeros(len(boxes), np.int64), len(boxes)
+        each = np.array(points, np.float64).reshape(count, -1, 2) if points else None
+        return cls(np.array(boxes, np.float64).reshape(-1, 4), scores, ids, each)
+
+
+def _objects(result: Result) -> _Objects | None:
+    match result:
+        case DetectionResult():
+            return replace(_Objects.of(result.boxes, result.scores), label_ids=np.array(result.label_ids, np.int64))
+        case FaceDetectionResult():
+            return _Objects.of(result.boxes, result.scores, result.landmarks)
+        case KeyPointDetectionResult():
+            return _Objects.of(result.boxes, result.box_scores, result.keypoints)
+        case OCRResult():  # of a detector: four corners each
+            quads = np.array(result.boxes, np.float64).reshape(-1, 4, 2)
+            return _Objects.of(np.hstack([quads.min(axis=1), quads.max(axis=1)]).tolist(), result.rec_scores)
+    return None
+
+
+def _detections(pairs: Sequence[tuple[_Objects, _Objects]]) -> Figures:
     boxes = sum(len(a.boxes) + len(b.boxes) for a, b in pairs)
     partners = [item for a, b in pairs for item in _partners(a, b)]
     shares = {
-        f"boxes_matched_{round(limit * 100)}": 2 * sum(iou >= limit for iou, _ in partners) / boxes if boxes else 1.0
+        f"boxes_matched_{round(limit * 100)}": 2 * sum(iou >= limit for iou, *_ in partners) / boxes if boxes else 1.0
         for limit in (0.5, 0.75)
     }
-    close = [difference for iou, difference in partners if iou >= 0.5]
-    return {**shares, "mean_score_difference": float(np.mean(close)) if close else 0.0, "boxes": boxes / 2}
+    close = [(difference, apart) for iou, difference, apart in partners if iou >= 0.5]
+    figures = {**shares, "mean_score_difference": _mean([difference for difference, _ in close]), "boxes": boxes / 2}
+    distances = [apart for _, apart in close if apart is not None]
+    return figures | ({"mean_point_distance": _mean(distances)} if distances else {})
 
 
-def _partners(a: DetectionResult, b: DetectionResult) -> list[tuple[float, float]]:
-    """IoU and score difference of each box of `a`, best first, with the free box of `b` of its class that overlaps most."""
-    overlap = _overlaps(np.array(a.boxes, np.float64).reshape(-1, 4), np.array(b.boxes, np.float64).reshape(-1, 4))
-    overlap *= np.array(a.label_ids).reshape(-1, 1) == np.array(b.label_ids).reshape(1, -1)
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def _partners(a: _Objects, b: _Objects) -> list[tuple[float, float, float | None]]:
+    """IoU, score difference and distance of points of each box of `a`, best first, with the free box of `b` of its class
+    that overlaps most."""
+    overlap = _overlaps(a.boxes, b.boxes)
+    overlap *= a.label_ids.reshape(-1, 1) == b.label_ids.reshape(1, -1)
     found = []
     for index in range(len(a.boxes)):
         other = int(overlap[index].argmax()) if len(b.boxes) else -1
         if other >= 0 and overlap[index, other] > 0:
-            found.append((float(overlap[index, other]), abs(a.scores[index] - b.scores[other])))
+            difference = abs(a.scores[index] - b.scores[other])
+            found.append((float(overlap[index, other]), difference, _apart(a, b, index, other)))
             overlap[:, other] = 0
     return found
+
+
+def _apart(a: _Objects, b: _Objects, index: int, other: int) -> float | None:
+    """The mean distance of the points of two objects, over the square root of the area of the first's box."""
+    if a.points is None or b.points is None:
+        return None
+    size = np.sqrt(np.prod(a.boxes[index, 2:] - a.boxes[index, :2]))
+    distance = np.linalg.norm(a.points[index] - b.points[other], axis=1).mean()
+    return float(distance / size) if size > 0 else None
+
+
+def _cosine(a: EmbeddingResult, b: EmbeddingResult) -> float:
+    one, other = np.array(a.embedding), np.array(b.embedding)
+    length = np.linalg.norm(one) * np.linalg.norm(other)
+    return float(one @ other / length) if length > 0 else 0.0
+
+
+def _texts(pairs: Sequence[tuple[OCRResult, OCRResult]]) -> Figures:
+    said = [(" ".join(a.text), " ".join(b.text)) for a, b in pairs]
+    return {
+        "same_text": float(np.mean([a == b for a, b in said])),
+        "text_similarity": float(np.mean([SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in said])),
+    }
 
 
 def _overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

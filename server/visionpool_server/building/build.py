@@ -100,7 +100,8 @@ def _appearing(out: Path) -> Iterator[Path]:
             yield folder
             folder.replace(out)
     except OSError as error:
-        raise InvalidSetting(f"cannot build {out}: {error}") from error
+        why = (error.strerror or str(error)).lower()
+        raise InvalidSetting(f"-o {out} cannot be written: {why}", hint="name a folder in one that can") from error
 
 
 def _pictures(wish: Wish, original: Subject, notify: Notify) -> Pictures | None:
@@ -142,14 +143,17 @@ def _measured(wish: Wish, pair: tuple[Subject, Subject], on: _Material, notify: 
         compared=compared,
         scored=score(on.dataset, original, built, notify) if on.dataset else None,
         pictures=on.pictures,
-        notes=_notes(wish.precision, placements[1]),
+        notes=_notes(wish.precision, placements[1], compared),
     )
 
 
-def _notes(precision: Precision, placement: Placement) -> tuple[str, ...]:
-    if placement.precision in (precision, "device default"):
-        return ()
-    return (f"{placement.device} has no {precision}, and computes in {placement.precision}",)
+def _notes(precision: Precision, placement: Placement, compared: Compared) -> tuple[str, ...]:
+    notes = []
+    if placement.precision not in (precision, "device default"):
+        notes.append(f"{placement.device} has no {precision}, and computes in {placement.precision}")
+    if compared.figures.get("boxes") == 0:
+        notes.append(f"neither found anything on the {compared.on}, so that the agreement says nothing")
+    return tuple(notes)
 
 
 def _compared(
@@ -165,8 +169,8 @@ def _compared(
     files = (path.read_bytes() for path in told(paths, "comparing", len(paths), notify))
     results = [(original.predict(data), built.predict(data)) for data in files]
     row = original.prepared(paths[0].read_bytes(), max_pixels)
-    figures = agreement.of_results(results)
+    figures, count = agreement.of_results(results), len(paths)
     if figures is None:
         rows = [original.prepared(path.read_bytes(), max_pixels) for path in paths[:_NOISE]]
-        figures = agreement.of_tensors([(original.outputs(row), built.outputs(row)) for row in rows])
-    return Compared("held-out pictures" if pictures.held_out else "calibration pictures", len(paths), figures), row
+        figures, count = agreement.of_tensors([(original.outputs(row), built.outputs(row)) for row in rows]), len(rows)
+    return Compared("held-out pictures" if pictures.held_out else "calibration pictures", count, figures), row

@@ -111,9 +111,7 @@ def _check_one(files: ModelFiles) -> None:
     written = read_bundle(files.config) if files.config else Bundle()
     name, backend = written.name or files.name, written.runtime.backend
     if backend in ("remote", "fake"):
-        raise InvalidModel(
-            f"{name} has no weights here: runtime.backend is {backend}", hint="build where its file is"
-        )
+        raise InvalidModel(f"{name} has no weights here: runtime.backend is {backend}", hint="build where its file is")
     if is_pipeline(files, written):
         raise InvalidModel(
             f"{name} is a pipeline of several models, and only one is built at a time",

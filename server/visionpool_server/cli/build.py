@@ -38,10 +38,14 @@ _TITLES = {
     "boxes": "boxes, of either model",
     "top1_agreement": "same best class",
     "pixel_agreement": "pixels of the same class",
+    "mean_point_distance": "mean distance of points, of a box's size",
+    "same_text": "pictures read alike",
+    "text_similarity": "likeness of texts",
+    "mean_cosine": "mean cosine of embeddings",
     "max_relative_error": "largest error, of the largest value",
     "mean_relative_error": "mean error, of the mean value",
 }
-_SHARES = {"boxes_matched_50", "boxes_matched_75", "top1_agreement", "pixel_agreement"}
+_SHARES = {"boxes_matched_50", "boxes_matched_75", "top1_agreement", "pixel_agreement", "same_text", "text_similarity"}
 
 
 def build(
@@ -76,11 +80,13 @@ def build(
     from visionpool_server.building import Wish
     from visionpool_server.building import build as build_bundle
 
-    wish = Wish(model, out, precision, calibration, samples, dataset, device, max_pixels=max_pixels, cache_dir=cache_dir)
+    wish = Wish(
+        model, out, precision, calibration, samples, dataset, device, max_pixels=max_pixels, cache_dir=cache_dir
+    )
     with _progress() as notify:
         report = build_bundle(wish, notify)
     if as_json:
-        typer.echo(orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2).decode())
     else:
         _show(report)
 

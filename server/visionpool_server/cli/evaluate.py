@@ -256,22 +256,21 @@ def _show(found: Report | Comparison, as_json: str | None, classes: int, worst: 
     from visionpool_server.evaluation import Comparison
     from visionpool_server.evaluation.tables import comparison_table, report_table
 
-    if as_json:
-        _write_json(as_json, orjson.dumps(found.to_dict(), option=orjson.OPT_INDENT_2) + b"\n")
+    data = orjson.dumps(found.to_dict(), option=orjson.OPT_INDENT_2) + b"\n" if as_json else b""
     if as_json == _STDOUT:
+        sys.stdout.write(data.decode())
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False)  # before any file is written: what was measured is seen even where that fails
     console.print(
         comparison_table(found, classes, worst)
         if isinstance(found, Comparison)
         else report_table(found, classes, worst)
     )
+    if as_json:
+        _write_json(as_json, data)
 
 
 def _write_json(target: str, data: bytes) -> None:
-    if target == _STDOUT:
-        sys.stdout.write(data.decode())
-        return
     try:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         Path(target).write_bytes(data)

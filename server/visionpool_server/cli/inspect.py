@@ -54,6 +54,6 @@ def inspect(
         raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
     report = inspect_model(found[0], device, backend, seconds if run else None, cache_dir)
     if as_json:
-        typer.echo(report.json())
+        typer.echo(report.json().decode())
     else:
         show(report)

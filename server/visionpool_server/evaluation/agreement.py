@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from visionpool.results import (
 from visionpool_server.evaluation.classes import named
 from visionpool_server.evaluation.extra import needed
 from visionpool_server.evaluation.judges.segmentation import label_map
-from visionpool_server.evaluation.judges.text import spoken
+from visionpool_server.evaluation.judges.text import spoken, where_apart
 from visionpool_server.evaluation.report import PictureDifference
 from visionpool_server.families import label_of
 
@@ -34,7 +33,6 @@ _FAINT = 0.5  # of the threshold: a box this strong still confirms one of the ot
 _SHOWN = 4
 _NOUNS = {"faces": "face", "keypoints": "person", "ocr": "line"}
 _ALIKE = 0.995  # an agreement above it is no difference worth words
-_CONTEXT, _READABLE = 12, 80  # characters of texts around a difference, and in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +122,10 @@ class Comparer:
         raise InvalidSetting(f"answers of type {result.type!r} are not compared")
 
     def _boxes(self, one: _Boxes, other: _Boxes, noun: str | None) -> tuple[float, str, dict[str, Any]]:
-        """`noun`: what all objects are, where they are of no class. The sum of the overlaps of objects that both see, over the number of objects that either sees.
+        """The sum of the overlaps of objects that both see, over the number of objects that either sees.
 
-        An object that one model gives just more than the threshold and the other just less is seen by both.
+        An object that one model gives just more than the threshold and the other just less is seen by both. `noun`: what all
+        objects are, where they are of no class.
         """
         one, other = one.over(self.threshold * _FAINT), other.over(self.threshold * _FAINT)
         pairs = [p for p in _matched(one, other) if max(one.scores[p[0]], other.scores[p[1]]) >= self.threshold]
@@ -201,21 +200,8 @@ def _texts(first: OCRResult, second: OCRResult) -> tuple[float, str, dict[str, A
     from rapidfuzz.distance import Levenshtein
 
     one, other = spoken(first), spoken(second)
-    what = " → ".join(map(repr, _where_apart(one, other))) if one != other else ""
+    what = " → ".join(map(repr, where_apart(one, other))) if one != other else ""
     return Levenshtein.normalized_similarity(one, other), what, {"first": one, "second": other}
-
-
-def _where_apart(one: str, other: str) -> tuple[str, str]:
-    """Both texts from shortly before the first difference to shortly after the last, as far as that is worth reading."""
-    start = len(commonprefix((one, other)))
-    end = len(commonprefix((one[start:][::-1], other[start:][::-1])))
-    first = 0 if start <= _CONTEXT else start - _CONTEXT
-    return _cut(one, first, len(one) - end + _CONTEXT), _cut(other, first, len(other) - end + _CONTEXT)
-
-
-def _cut(text: str, first: int, last: int) -> str:
-    last = min(last, first + _READABLE)
-    return f"{'…' if first else ''}{text[first:last]}{'…' if last < len(text) else ''}"
 
 
 def _directions(first: EmbeddingResult, second: EmbeddingResult) -> tuple[float, str, dict[str, Any]]:

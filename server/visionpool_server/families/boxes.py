@@ -22,6 +22,7 @@ from visionpool_server.imaging.recipe import Geometry, Recipe
 
 MAX_CANDIDATES = 30_000  # Ultralytics' `max_nms`: bounds the time that one hostile threshold can take
 
+_SOME = 1000
 _BEYOND = 1e7  # pixels
 
 Floats = NDArray[np.float32]
@@ -102,11 +103,16 @@ def non_maximum_suppression(
     xywh = boxes[order].astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
     xywh[:, :2] -= xywh[:, :2].min()  # OpenCV lays the classes side by side, and takes 0 for the smallest coordinate
-    kept: Any = cv2.dnn.NMSBoxesBatched(
-        cast(Any, xywh), cast(Any, scores[order]), cast(Any, label_ids[order].astype(np.int32)), 0.0, iou_threshold
-    )  # its stubs ask for lists; it takes arrays, and faster
-    kept_in_order = np.sort(np.asarray(kept, np.intp).reshape(-1))
-    return order[kept_in_order[:limit]]
+    sorted_scores, sorted_ids = scores[order], label_ids[order].astype(np.int32)
+    some = min(max(_SOME, 4 * limit), len(order))
+    while True:  # who stays is decided by better ones alone: with enough of them the rest need not be looked at
+        kept: Any = cv2.dnn.NMSBoxesBatched(
+            cast(Any, xywh[:some]), cast(Any, sorted_scores[:some]), cast(Any, sorted_ids[:some]), 0.0, iou_threshold
+        )  # its stubs ask for lists; it takes arrays, and faster
+        kept_in_order = np.sort(np.asarray(kept, np.intp).reshape(-1))
+        if len(kept_in_order) >= limit or some == len(order):
+            return order[kept_in_order[:limit]]
+        some = min(4 * some, len(order))
 
 
 def _meaningful(found: Candidates) -> Candidates:
@@ -125,6 +131,7 @@ def cells(rows: int, columns: int) -> Floats:
 
 def corners(xywh: Floats) -> Floats:
     """(N, 4) centre x, y, width, height as xmin, ymin, xmax, ymax."""
+    xywh = xywh.astype(np.float32, copy=False)  # half precision has whole pixels only, over 1024
     half = xywh[:, 2:] / 2
     xyxy: Floats = np.concatenate([xywh[:, :2] - half, xywh[:, :2] + half], axis=1)
     return xyxy

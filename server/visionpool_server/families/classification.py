@@ -23,32 +23,32 @@ from visionpool_server.families import (
     label_of,
     picture_shape,
 )
-from visionpool_server.families.scores import Activation, activation_of, as_scores, finite, still_to_do
+from visionpool_server.families.scores import Activation, activation_of, as_scores, finite, still_to_do, vector_output
 from visionpool_server.imaging.recipe import CenterCrop, Geometry, Recipe, ResizeShort
 
 
 class Classification(PictureFamily):
-    """Output (N, classes), or (N, classes, 1, 1).
+    """Output (N, classes), (N, classes, 1, 1) or (N, 1, 1, classes).
 
     `activation`: what is applied to it, None where each picture's values decide. `multi_label`: any number of classes may
-    hold, each that scores over .5 unless told otherwise. `default_class`: what a picture is of where no other class scores
-    over the threshold (PaddleClas' ThreshOutput); the result is then one class.
+    hold, each that scores over .5 unless told otherwise; so it is of a model with one class. `default_class`: what a picture
+    is of where no other class scores over the threshold (PaddleClas' ThreshOutput); the result is then one class.
     """
 
     activation: Activation | None
-    accepts = frozenset({"top_k", "score_threshold", "classes", "activation", "multi_label", "default_class"})
+    accepts = frozenset({"top_k", "score_threshold", "classes", "activation", "multi_label", "default_class", "output"})
     usual = Options(top_k=5)
     usual_of_many = Options(score_threshold=0.5)
 
     def __init__(self, spec: FamilySpec) -> None:
         self.image_input, fixed = image_input(spec)
         self.recipe = spec.recipe or _usual_recipe(spec, fixed)
-        self._output, shape = _only_output(spec)
-        self.class_count = shape[1] if len(shape) > 1 else None
+        self._output, self.class_count = vector_output(spec)
         self.labels = spec.labels
         ending = spec.endings.get(self._output, "")
         said = cast(Activation | None, spec.settings.get("activation"))
-        self.multi_label: bool = spec.settings.get("multi_label", "sigmoid" in (said, ending))
+        alone = self.class_count == 1 and "softmax" not in (said, ending)  # whose share of all classes would always be 1
+        self.multi_label: bool = spec.settings.get("multi_label", alone or "sigmoid" in (said, ending))
         self.activation = still_to_do(said, ending, "sigmoid" if self.multi_label else "softmax")
         self.default_class: int | None = spec.settings.get("default_class")
         if self.default_class is not None and self.class_count and self.default_class >= self.class_count:
@@ -82,16 +82,6 @@ class Classification(PictureFamily):
         if self.activation is not None:
             return as_scores(values, self.activation)
         return as_scores(values, activation_of(values)) if self.multi_label else probabilities(values)
-
-
-def _only_output(spec: FamilySpec) -> tuple[str, tuple[int | None, ...]]:
-    """The one output (N, classes), or (N, classes, 1, 1), and its shape. Raises InvalidModel."""
-    if len(spec.outputs) != 1:
-        raise InvalidModel(f"a classifier has one output; this model has {dict(spec.outputs)}")
-    output, shape = next(iter(spec.outputs.items()))
-    if any(size not in (1, None) for size in shape[2:]):
-        raise InvalidModel(f"a classifier's output is (pictures, classes); this model's is {shape}")
-    return output, shape
 
 
 def _usual_recipe(spec: FamilySpec, fixed: tuple[int, int] | None) -> Recipe:

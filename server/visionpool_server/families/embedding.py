@@ -17,14 +17,14 @@ from visionpool_server.families import (
     Tensors,
     image_input,
 )
-from visionpool_server.families.scores import finite
+from visionpool_server.families.scores import finite, vector_output
 from visionpool_server.imaging.recipe import Geometry
 
 _LEAST = 1e-12  # a vector shorter than that has no direction
 
 
 class Embedding(PictureFamily):
-    accepts = frozenset({"normalize"})
+    accepts = frozenset({"normalize", "output"})
 
     def __init__(self, spec: FamilySpec) -> None:
         self.image_input, _ = image_input(spec)
@@ -34,11 +34,7 @@ class Embedding(PictureFamily):
                 hint="say preprocess: in model.yaml: it must be as in training",
             )
         self.recipe = spec.recipe
-        if len(spec.outputs) != 1:
-            raise InvalidModel(f"one output of (pictures, numbers) is expected; this model has {dict(spec.outputs)}")
-        self._output, shape = next(iter(spec.outputs.items()))
-        if len(shape) < 2 or any(size not in (1, None) for size in shape[2:]):
-            raise InvalidModel(f"an output of (pictures, numbers) is expected; this model's is {shape}")
+        self._output, _ = vector_output(spec)
         self.normalize: bool = spec.settings.get("normalize", True)
         self.labels: tuple[str, ...] = ()
         self.class_count: int | None = 0

@@ -16,11 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from visionpool.errors import InvalidOption
 from visionpool.results import Box, DetectionResult, Mask
 
 from visionpool_server.families.boxes import Floats
 from visionpool_server.imaging.masks import rle_within
 from visionpool_server.imaging.recipe import Geometry
+
+MAX_NUMBERS = 50_000_000  # of all masks of a picture together: a result keeps eight bytes for each
+MAX_PIXELS = 300_000_000  # of compact masks: some seconds' work
 
 Positions = NDArray[np.float64]  # along one side of a grid: 0 is the centre of its first cell, 1 that of the next
 
@@ -49,14 +53,27 @@ def pixels_of(box: Box, geometry: Geometry) -> Pixels:
 
 
 def with_masks(found: DetectionResult, cover: Cover, geometry: Geometry, *, compact: bool) -> DetectionResult:
-    """`found`, a mask to each object. `cover(i, pixels)`: which of the pixels of object i's box are its own."""
+    """`found`, a mask to each object. `cover(i, pixels)`: which of the pixels of object i's box are its own.
+
+    Raises InvalidOption where the masks are too large together, as thousands of boxes over a whole picture are.
+    """
+    boxes = [pixels_of(box, geometry) for box in found.boxes]
+    _check_area(sum(pixels.shape[0] * pixels.shape[1] for pixels in boxes), len(boxes), compact=compact)
     masks = []
     with np.errstate(over="ignore", invalid="ignore"):  # what a model that overflowed leaves covers nothing
-        for i, box in enumerate(found.boxes):
-            pixels = pixels_of(box, geometry)
+        for i, pixels in enumerate(boxes):
             crop = cover(i, pixels).view(np.uint8) if 0 not in pixels.shape else np.zeros(pixels.shape, np.uint8)
             masks.append(_mask(crop, pixels, geometry, compact=compact))
     return replace(found, masks=tuple(masks), contain_masks=True)
+
+
+def _check_area(area: int, count: int, *, compact: bool) -> None:
+    limit = MAX_PIXELS if compact else MAX_NUMBERS
+    if area > limit:
+        raise InvalidOption(
+            f"the masks of {count} objects have {area // 10**6} million pixels together, over the limit of {limit // 10**6}",
+            hint="ask for fewer, with score_threshold, iou_threshold or max_detections" + ("" if compact else "; or for compact"),
+        )
 
 
 def _mask(crop: NDArray[np.uint8], pixels: Pixels, geometry: Geometry, *, compact: bool) -> Mask:

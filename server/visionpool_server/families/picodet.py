@@ -81,7 +81,7 @@ def _decode(
         best = np.argpartition(-found, CANDIDATES_PER_HEAD)[:CANDIDATES_PER_HEAD]
         anchors, label_ids, found = anchors[best], label_ids[best], found[best]
     flat = outputs[head.sides]  # (anchors, 4 * bins)
-    sides = flat[anchors].reshape(len(anchors), 4, flat.shape[1] // 4)
+    sides = flat[anchors].astype(np.float32).reshape(len(anchors), 4, flat.shape[1] // 4)
     weights = np.exp(sides - sides.max(axis=2, keepdims=True))
     steps = np.arange(sides.shape[2], dtype=np.float32)
     distances = (weights @ steps) / weights.sum(axis=2) * head.stride  # (N, 4): left, top, right, bottom

@@ -91,9 +91,10 @@ def highest_classes(planes: Floats, geometry: Geometry, *, scored: bool = False,
         return ClassMap(classes)
     if not softmax:
         return ClassMap(classes, best)
-    total = np.zeros_like(best)
+    total, power = np.zeros_like(best), np.empty_like(best)
     for index in contenders(planes, _NOTHING) if prune else range(len(planes)):
-        total += np.exp(restored(planes[index], geometry) - best)
+        np.subtract(restored(planes[index], geometry), best, out=power)
+        total += np.exp(power, out=power)
     return ClassMap(classes, np.reciprocal(total))
 
 

@@ -6,12 +6,32 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from visionpool.errors import InferenceFailed
+from visionpool.errors import InferenceFailed, InvalidModel
 
+from visionpool_server.families import FamilySpec
 from visionpool_server.families.boxes import Floats
 
 Activation = Literal["none", "sigmoid", "softmax"]
 _SLACK = 0.5  # quantized scores leave 0..1 a little; of thousands of logits some are far outside
+
+
+def vector_output(spec: FamilySpec) -> tuple[str, int | None]:
+    """The output of one number a class (or dimension), (N, C), (N, C, 1, 1) or (N, 1, 1, C), and C where the file says it:
+    the one that `postprocess.output` says, or the only one there is. Raises InvalidModel."""
+    said = spec.settings.get("output")
+    name = said or next(iter(spec.outputs), "")
+    if name not in spec.outputs or (said is None and len(spec.outputs) != 1):
+        raise InvalidModel(
+            f"one output of (pictures, numbers) is expected; this model has {dict(spec.outputs)}",
+            hint="say postprocess.output: NAME in model.yaml",
+        )
+    shape = spec.outputs[name]
+    counts = [size for size in shape[1:] if size not in (1, None)]
+    if len(counts) > 1 or len(shape) == 1:
+        raise InvalidModel(
+            f"an output of (pictures, numbers) is expected; {name!r} is {shape}", hint="check family: in model.yaml"
+        )
+    return name, counts[0] if counts else None if None in shape[1:] or not shape else 1
 
 
 def activation_of(values: Floats) -> Activation:

@@ -5,6 +5,7 @@ Preprocessing: letterbox with grey 114, RGB, /255 (ultralytics/yolov5 `utils/aug
 
 from __future__ import annotations
 
+import numpy as np
 from visionpool.errors import InvalidModel
 
 from visionpool_server.families import (
@@ -15,7 +16,7 @@ from visionpool_server.families import (
     numbered,
 )
 from visionpool_server.families.boxes import CandidateDetector, Candidates, Floats, Ints, corners
-from visionpool_server.families.yolo_rows import over, over_with_objectness
+from visionpool_server.families.yolo_rows import Layout, over, over_with_objectness, unit
 from visionpool_server.imaging.recipe import Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
@@ -25,6 +26,7 @@ class _Yolo(CandidateDetector):
     """What both layouts share."""
 
     fallback: Options
+    layout: Layout
 
     def __init__(self, spec: FamilySpec) -> None:
         self.image_input, fixed = image_input(spec)
@@ -36,11 +38,13 @@ class _Yolo(CandidateDetector):
         self.labels = spec.labels or numbered(self.class_count)
 
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
-        xywh, scores, label_ids = self._over(outputs[self._output], threshold)
-        return Candidates(corners(xywh), scores, label_ids)
+        output = outputs[self._output]
+        xywh, scores, label_ids = self._over(output, threshold)
+        pixels = np.tile(unit(output, self.layout, self.recipe.output_size()), 2)
+        return Candidates(corners(xywh * pixels), scores, label_ids)
 
     def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
-        """Boxes (N, 4) centre x, y, width, height in the prepared picture, scores (N,) over `threshold`, ids (N,)."""
+        """Boxes (N, 4) centre x, y, width, height as the graph counts them, scores (N,) over `threshold`, ids (N,)."""
         raise NotImplementedError
 
     def _class_count(self, shape: tuple[int | None, ...]) -> int | None:
@@ -51,6 +55,7 @@ class YoloV5(_Yolo):
     """Output (N, anchors, 5 + classes): centre x, y, width, height, objectness, class scores; all after sigmoid."""
 
     fallback = Options(score_threshold=0.25, iou_threshold=0.45, max_detections=300)
+    layout = "v5"
 
     def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
         anchors, scores, label_ids = over_with_objectness(output, output.shape[1] - 5, threshold)
@@ -64,6 +69,7 @@ class YoloV8(_Yolo):
     """Output (N, 4 + classes, anchors): centre x, y, width, height, class scores after sigmoid; no objectness."""
 
     fallback = Options(score_threshold=0.25, iou_threshold=0.7, max_detections=300)
+    layout = "v8"
 
     def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
         anchors, scores, label_ids = over(output[4:], threshold)
@@ -74,9 +80,11 @@ class YoloV8(_Yolo):
 
 
 def _only_output(spec: FamilySpec) -> str:
+    """The rows. YOLOv7's `--grid`, and YOLOv5 before 6.1, leave the raw heads beside them."""
     ranked = [name for name, shape in spec.outputs.items() if len(shape) == 3]
-    if not ranked or len(spec.outputs) != 1:
-        raw = {len(shape) for shape in spec.outputs.values()} == {5}
+    heads = [name for name, shape in spec.outputs.items() if len(shape) == 5]
+    if len(ranked) != 1 or len(heads) + 1 != len(spec.outputs):
+        raw = len(heads) == len(spec.outputs)
         raise InvalidModel(
             f"a YOLO detector has one 3-D output; this model has {dict(spec.outputs)}",
             hint="these are raw heads: export it with its grid (export.py --grid)"

@@ -17,6 +17,7 @@ from visionpool.errors import InvalidModel
 
 from visionpool_server.families import FamilySpec, Options, Tensors, image_input, join_rows, split_by_row
 from visionpool_server.families.boxes import CandidateDetector, Candidates
+from visionpool_server.families.yolo_rows import unit
 from visionpool_server.imaging.recipe import Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
@@ -59,7 +60,8 @@ class YoloEnd2End(CandidateDetector):
             boxes, scores, classes = rows[:, 1:5], rows[:, 6], rows[:, 5]
         else:
             rows = outputs[self._rows]
-            boxes, scores, classes = rows[:, :4], rows[:, 4], rows[:, 5]
+            boxes = rows[:, :4] * np.tile(unit(rows, "final", self.recipe.output_size()), 2)
+            scores, classes = rows[:, 4], rows[:, 5]
         over = (scores > threshold) & (classes >= 0) & (classes < _MOST)
         return Candidates(boxes[over], scores[over], classes[over].astype(np.int64))
 

@@ -19,7 +19,7 @@ from visionpool.results import Result
 from visionpool_server.families import FamilySpec, Options, Tensors, image_input, numbered
 from visionpool_server.families.boxes import CandidateDetector, Candidates, detection_result
 from visionpool_server.families.rotated import corners_of, enclosing, non_maximum_suppression
-from visionpool_server.families.yolo_rows import Layout, read
+from visionpool_server.families.yolo_rows import Layout, read, unit
 from visionpool_server.imaging.recipe import Geometry, Letterbox, Recipe
 
 _USUAL_SIZE = (1024, 1024)  # what Ultralytics trains on DOTA
@@ -46,6 +46,7 @@ class YoloObb(CandidateDetector):
         output = outputs[self._output]
         classes = output.shape[0] - 5 if self._layout == "v8" else 0
         four, scores, label_ids, angle = read(output, self._layout, classes, threshold)
+        four = four * np.tile(unit(output, self._layout, self.recipe.output_size()), 2)
         rotated = np.concatenate([four, angle[:, :1]], axis=1)
         return Candidates(enclosing(corners_of(rotated)), scores, label_ids, rotated)
 

@@ -20,7 +20,7 @@ from visionpool.results import KeyPointDetectionResult
 from visionpool_server.families import FamilySpec, Options, Tensors, image_input, numbered
 from visionpool_server.families.boxes import CandidateDetector, Candidates, Floats, corners, detection_result
 from visionpool_server.families.points import rounded_points, within_reach
-from visionpool_server.families.yolo_rows import Layout, read
+from visionpool_server.families.yolo_rows import Layout, read, unit
 from visionpool_server.imaging.recipe import Geometry, Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
@@ -46,8 +46,12 @@ class YoloPose(CandidateDetector):
             self.defaults = replace(self.defaults, iou_threshold=None)
 
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
-        four, scores, label_ids, more = read(outputs[self._output], self._layout, self.class_count or 0, threshold)
+        output = outputs[self._output]
+        four, scores, label_ids, more = read(output, self._layout, self.class_count or 0, threshold)
+        pixels = unit(output, self._layout, self.recipe.output_size())
+        four = four * np.tile(pixels, 2)
         boxes = four if self._layout == "final" else corners(four)
+        more = more * np.tile(np.float32([*pixels, 1][: self._numbers]), self._joints)
         return Candidates(boxes, scores, label_ids, more).take(within_reach(more))
 
     def result(

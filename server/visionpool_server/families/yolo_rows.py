@@ -6,6 +6,9 @@ final   (rows, 6 + more): what the graph has suppressed itself, or need not; the
 
 An anchor counts for its best class, as in Ultralytics' `predict`; under `EVALUATION_THRESHOLD` once for each class over the
 threshold, as in its `val` (`multi_label=True`).
+
+Coordinates are pixels of the prepared picture, in TensorFlow's exports shares of it (all of YOLOv5's, Ultralytics' TFLite:
+`ultralytics/nn/autobackend.py`), and nothing but the numbers says which: `unit`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,14 @@ EVALUATION_THRESHOLD = 0.01
 Anchors = NDArray[np.intp]
 Layout = Literal["v5", "v8", "final"]
 _MOST = 1e6  # no class has a higher number
+_SHARES = 2.0  # boxes at the picture's border reach a little beyond 1; pixels go far over it, as anchors are all over the picture
+
+
+def unit(output: Floats, layout: Layout, size: tuple[int, int] | None) -> Floats:
+    """(2,): how many pixels a 1 of the boxes' x and y is: 1, or the sides of the prepared picture of this (height, width)."""
+    x_and_y = output[:2] if layout == "v8" else output[:, :2] if layout == "v5" else output[:, :4]
+    shares = size is not None and np.fmax.reduce(x_and_y, axis=None, initial=0) <= _SHARES
+    return np.array(size[::-1] if shares and size else (1, 1), np.float32)
 
 
 def read(output: Floats, layout: Layout, classes: int, threshold: float) -> tuple[Floats, Floats, Ints, Floats]:

@@ -2,8 +2,8 @@
 
 Two outputs: rows, as the detectors of the same generation have them with mask coefficients behind the classes
 (v8: (N, 4 + classes + masks, anchors); v5: (N, anchors, 5 + classes + masks); with NMS in the graph, and of YOLO26,
-(N, rows, 6 + masks)), and prototypes (N, masks, H / 4, W / 4). An object's mask is the sum of the prototypes, each times its
-coefficient (YOLACT, arXiv:1904.02689), over 0: a sigmoid over 0.5.
+(N, rows, 6 + masks)), and prototypes (N, masks, H / 4, W / 4), of TensorFlow's exports (N, H / 4, W / 4, masks). An
+object's mask is the sum of the prototypes, each times its coefficient (YOLACT, arXiv:1904.02689), over 0: a sigmoid over 0.5.
 
 Ultralytics has two ways from there to a mask. This is `process_mask_native` (`retina_masks=True`): sampled at the original
 picture's pixels, then thresholded, then cropped to the box. Where the letterbox's margin is no whole number of prototype
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from visionpool.errors import InvalidModel
 from visionpool.results import Result
 
-from visionpool_server.families import FamilySpec, Options, Tensors, image_input, numbered
+from visionpool_server.families import FamilySpec, Options, Tensors, image_input, numbered, picture_shape
 from visionpool_server.families.boxes import CandidateDetector, Candidates, corners, detection_result
 from visionpool_server.families.instance_masks import Pixels, cells_under, over_picture, sampled, with_masks
-from visionpool_server.families.yolo_rows import Layout, read
+from visionpool_server.families.yolo_rows import Layout, read, unit
 from visionpool_server.imaging.recipe import Geometry, Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
@@ -42,7 +42,8 @@ class YoloSegmentation(CandidateDetector):
         size = fixed or spec.input_size or _USUAL_SIZE
         self.recipe = spec.recipe or Recipe((Letterbox(size),))
         self._rows, self._prototypes = _outputs(spec)
-        coefficients = spec.outputs[self._prototypes][1]
+        self._channels_last = any(picture_shape(each).layout == "NHWC" for each in spec.inputs.values())
+        coefficients = spec.outputs[self._prototypes][3 if self._channels_last else 1]
         if coefficients is None:
             raise InvalidModel("the export leaves open how many mask prototypes it has", hint="export it again")
         self._layout = _layout(spec, self._rows, coefficients)
@@ -53,13 +54,16 @@ class YoloSegmentation(CandidateDetector):
             self.accepts = self.accepts - {"iou_threshold"}
 
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
-        four, scores, label_ids, more = read(outputs[self._rows], self._layout, self.class_count or 0, threshold)
+        rows = outputs[self._rows]
+        four, scores, label_ids, more = read(rows, self._layout, self.class_count or 0, threshold)
+        four = four * np.tile(unit(rows, self._layout, self.recipe.output_size()), 2)
         return Candidates(four if self._layout == "final" else corners(four), scores, label_ids, more)
 
     def result(self, found: Candidates, outputs: Tensors, geometry: Geometry, options: Options) -> Result:
         boxes = detection_result(geometry.to_original(found.boxes), found.scores, found.label_ids, self.labels)
         prototypes, coefficients = outputs[self._prototypes], found.more
         assert coefficients is not None
+        prototypes = prototypes.transpose(2, 0, 1) if self._channels_last else prototypes
 
         def cover(i: int, pixels: Pixels) -> NDArray[Any]:
             x, y = over_picture(pixels, geometry, _STRIDE)

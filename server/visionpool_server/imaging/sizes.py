@@ -12,6 +12,7 @@ from pydantic import Field
 
 from visionpool_server.imaging.recipe import (
     Adjusting,
+    CenterCrop,
     Fill,
     Geometry,
     Image,
@@ -89,6 +90,21 @@ class PadToAspect(Adjusting):
         if width / height > self.aspect:
             return max(height, int(width / self.aspect)), width
         return height, max(width, int(height * self.aspect))
+
+    def ratio(self, height: int, width: int) -> float:  # noqa: ARG002  a protocol's signature
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CropSquare(Adjusting):
+    """The largest square in the middle of the picture: of an odd margin the smaller half goes at the top or the left."""
+
+    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+        return CenterCrop(self.size_of(*image.shape[:2]))(image, geometry)
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        side = min(height, width)
+        return side, side
 
     def ratio(self, height: int, width: int) -> float:  # noqa: ARG002  a protocol's signature
         return 1.0

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from visionpool_server.backends.survey import Support
 from visionpool_server.inspection.identity import Identified
 from visionpool_server.inspection.report import Placement, ShapeProposal
-from visionpool_server.inspection.shapes import widths_of_lines
 
 
 def model_yaml(
@@ -22,7 +21,6 @@ def model_yaml(
     if device != "CPU":
         lines.append(f"  device: {device}")
         lines += _shapes(proposed)
-        lines += _most_shapes(known)
     if operators := _operators(known, placement, device):
         lines.append(f"  cpu_operators: [{', '.join(operators)}]")
     return "\n".join(["runtime:", *lines]) + "\n" if lines else ""
@@ -54,12 +52,6 @@ def _shapes(proposed: Sequence[ShapeProposal]) -> list[str]:
         doubt = "   # a guess: the size that your pictures have" if proposal.guessed else ""
         lines.append(f"    {_key(proposal.input)}: {list(proposal.shape)}{doubt}")
     return lines
-
-
-def _most_shapes(known: Identified) -> list[str]:
-    """One shape is compiled for each width of lines: all of them should stay."""
-    count = len(widths_of_lines(known))
-    return [f"  max_shapes: {count}"] if count > known.bundle.runtime.max_shapes else []
 
 
 def _key(name: str) -> str:

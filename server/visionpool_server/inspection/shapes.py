@@ -59,7 +59,7 @@ def _fixed_by_server(known: Identified, spec: TensorSpec, axis: int) -> bool:
     if known.image is None:
         return False
     if known.image.name == spec.name and widths_of_lines(known):
-        return True  # one shape for each
+        return True  # with one shape for each
     return axis == 0 or (known.image.name == spec.name and known.image.size is not None and axis in _sides(spec))
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from visionpool_server.backends import Signature
 from visionpool_server.families import TASKS, picture_shape
-from visionpool_server.models.guess import one_a_cell
+from visionpool_server.models.guess import is_detr, one_a_cell
 
 _QUERIES = (100, 300, 900)  # what detection transformers have
-_CLASSIFIER = (
-    "if it is a classifier, write a model.yaml beside it: {task: classification, labels: FILE, preprocess: "
-    "[{resize_short: 256}, {center_crop: 224}, {normalize: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}]}"
-)
+_CLASSIFIER = "if it is a classifier, write a model.yaml beside it: {{task: classification, labels: FILE, preprocess: {steps}}}"
+_IMAGENET = "{normalize: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}"
 _PICODET = "if it is a PicoDet, write a model.yaml beside it: {task: detection, family: picodet, labels: FILE}"
 _TRANSFORMER = "if it is an RT-DETR, write a model.yaml beside it: {family: rtdetr, labels: FILE}"
+_DETR = (
+    "if it is a DETR or a YOLOS, write a model.yaml beside it: {family: rtdetr, labels: FILE, postprocess: {activation: "
+    "softmax}, preprocess: [{resize: [800, 1066]}, {normalize: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}]}; "
+    "for a Conditional or Deformable DETR say activation: sigmoid"
+)
 _BOXES_AND_SCORES = (
     f"{_TRANSFORMER}; if it is a PP-YOLOE without NMS, put its infer_cfg.yml beside it, or write {{family: ppyoloe, "
     "labels: FILE, preprocess: [{resize: {size: 640, interpolation: cubic}}, normalize]}"
@@ -54,7 +57,8 @@ def advice(signature: Signature) -> str | None:
     shapes = [spec.shape or () for spec in signature.outputs]
     ranks = [len(shape) for shape in shapes]
     if ranks == [2]:
-        return f"{_PACKED}; {_CLASSIFIER}" if shapes[0][1] == 7 and shapes[0][0] is None else _CLASSIFIER
+        classifier = _classifier(pictures[0])
+        return f"{_PACKED}; {classifier}" if shapes[0][1] == 7 and shapes[0][0] is None else classifier
     if ranks == [3]:
         return _READER if _any_width(pictures[0]) else _of_rows(signature, shapes[0][1])
     if ranks == [4]:
@@ -62,15 +66,36 @@ def advice(signature: Signature) -> str | None:
     last = [shape[-1:] for shape in shapes]
     if (len(last), last.count((1,)), last.count((4,))) == (6, 3, 3):
         return _SCRFD
+    if is_detr(signature):
+        return _DETR
     if len(ranks) > 1 and set(ranks) == {3}:
         return _BOXES_AND_SCORES if len(ranks) == 2 and 4 in (shapes[0][2], shapes[1][2]) else _PICODET
     return raw_heads(signature) or (_TRANSFORMER if sorted(ranks) == [2, 2, 3] else None)
 
 
+def _classifier(picture: tuple[int | None, ...]) -> str:
+    """As ImageNet's are used, at the size of the model; small grey pictures as MNIST's."""
+    height, width = _sides(picture)
+    if picture_shape(picture).channels == 1:
+        steps = f"[{{resize: [{height or 28}, {width or 28}]}}, normalize]"
+    elif height != width:
+        steps = f"[{{resize: [{height or 224}, {width or 224}]}}, {_IMAGENET}]"
+    else:
+        side = height or 224
+        steps = f"[{{resize_short: {round(side * 256 / 224)}}}, {{center_crop: {side}}}, {_IMAGENET}]"
+    return _CLASSIFIER.format(steps=steps)
+
+
 def _any_width(picture: tuple[int | None, ...]) -> bool:
     """Whether it takes pictures of a fixed height and any width, which lines of text have."""
-    height, width = picture[2:] if picture_shape(picture).layout == "NCHW" else picture[1:3]
+    height, width = _sides(picture)
     return height is not None and width is None
+
+
+def _sides(picture: tuple[int | None, ...]) -> tuple[int | None, int | None]:
+    """(height, width), where they are fixed."""
+    height, width = picture[2:] if picture_shape(picture).layout == "NCHW" else picture[1:3]
+    return height, width
 
 
 def _of_rows(signature: Signature, rows: int | None) -> str:

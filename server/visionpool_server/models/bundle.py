@@ -71,7 +71,7 @@ class Postprocess(_Part):
     multi_label: bool | None = None  # classifiers: any number of classes may hold
     default_class: int | None = Field(None, ge=0)  # classifiers: what a picture is of where nothing else scores enough
     normalize: bool | None = None  # embeddings: to length 1
-    output: str | None = Field(None, min_length=1)  # segmentation: which of several outputs has the classes
+    output: str | None = Field(None, min_length=1)  # segmentation, classifiers, embeddings: which of several outputs
     decoded: bool | None = None  # YOLOX: whether its boxes are in pixels already
     map_threshold: Share | None = None  # text detectors: from which a pixel counts as text
     unclip_ratio: float | None = Field(None, ge=0, le=10)  # text detectors: how much boxes grow

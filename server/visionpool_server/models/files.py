@@ -65,14 +65,14 @@ def find_models(path: Path) -> list[ModelFiles]:
 
 def _from_file(path: Path) -> ModelFiles:
     if path.name == CONFIG:
-        parent = path.parent.resolve()
+        parent = _absolute(path.parent)
         return ModelFiles(_name(parent), _version(parent), path.parent, _only(weights_in(path.parent)), path)
     if not (is_weights(path) or _is_program(path)):
         raise refusal(path) or InvalidModel(f"{path.name} is not a model that can be read", hint=_READS)
-    stem = path.stem if path.stem not in _GENERIC_STEMS else _name(path.parent.resolve())
+    stem = path.stem if path.stem not in _GENERIC_STEMS else _name(_absolute(path.parent))
     config = path.parent / CONFIG
     weights = path.parent if path.name == "saved_model.pb" else path
-    version = _version(path.parent.resolve())
+    version = _version(_absolute(path.parent))
     return ModelFiles(stem, version, path.parent, weights, config if config.exists() and _alone(path) else None)
 
 
@@ -105,7 +105,7 @@ def _is_program(path: Path) -> bool:
 
 def _from_folder(folder: Path) -> ModelFiles | None:
     """The one model of a folder, in its newest version, or None where the folder is not a model."""
-    name, config = _name(folder.resolve()), folder / CONFIG
+    name, config = _name(_absolute(folder)), folder / CONFIG
     versions = [child for child in folder.iterdir() if child.is_dir() and child.name.isdecimal()]
     versions = [child for child in versions if weights_in(child) or (child / CONFIG).exists()]
     if versions:
@@ -115,8 +115,13 @@ def _from_folder(folder: Path) -> ModelFiles | None:
         return ModelFiles(name, newest.name, newest, _only(weights_in(newest)), configured)
     weights = weights_in(folder)
     if config.exists():
-        return ModelFiles(name, _version(folder.resolve()), folder, _only(weights), config)
-    return ModelFiles(name, _version(folder.resolve()), folder, weights[0], None) if len(weights) == 1 else None
+        return ModelFiles(name, _version(_absolute(folder)), folder, _only(weights), config)
+    return ModelFiles(name, _version(_absolute(folder)), folder, weights[0], None) if len(weights) == 1 else None
+
+
+def _absolute(folder: Path) -> Path:
+    """With all names in it. A link to a folder goes by its own: `current` may point somewhere else tomorrow."""
+    return folder.resolve() if ".." in folder.parts else folder.absolute()
 
 
 def weights_in(folder: Path) -> list[Path]:

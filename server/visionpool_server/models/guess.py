@@ -16,6 +16,9 @@ _NAMED = (
 )
 # What the exporters of detectors with one anchor a cell name their one output; the shapes are alike.
 _ONE_A_CELL = {"output": "yolox", "outputs": "yolov5"}
+_OF_DETR = (91, 92)  # numbers of COCO's classes as DETR counts them; RT-DETR has 80
+_QUERIES_OF_DETR = 100
+_STRIDES = (4, 8, 16, 32, 64)
 _FEW = 1000  # more rows than a graph with NMS gives, where the size of the picture is not known
 
 
@@ -31,15 +34,23 @@ def guess_family(signature: Signature, classes: int | None) -> str | None:
         return "rtdetr"
     names = {spec.name for spec in signature.outputs}
     for usual, family in _NAMED:
-        if names >= usual:
-            return family
+        if names >= usual and len(inputs) == 1:
+            return None if is_detr(signature) else family
     if _is_segmenter(signature):
         return "yolo_segmentation"
     if _is_scrfd(outputs):
         return "scrfd"
-    if len(outputs) == 1 and len(outputs[0]) == 3 and signature.outputs[0].dtype.startswith("float"):
-        return _by_rows(signature, signature.outputs[0], classes)
+    rows = [spec for spec in signature.outputs if spec.rank != 5]  # YOLOv7's raw heads stand beside its rows
+    if len(rows) == 1 and rows[0].rank == 3 and rows[0].dtype.startswith("float"):
+        return _by_rows(signature, rows[0], classes)
     return None
+
+
+def is_detr(signature: Signature) -> bool:
+    """Whether outputs named as RT-DETR's are of DETR, YOLOS, Conditional or Deformable DETR: these are prepared otherwise,
+    some end in softmax, and their files do not say so."""
+    logits = [spec.shape or () for spec in signature.outputs if spec.name in ("logits", "pred_logits")]
+    return any(len(shape) == 3 and (shape[1] == _QUERIES_OF_DETR or shape[2] in _OF_DETR) for shape in logits)
 
 
 def _is_segmenter(signature: Signature) -> bool:
@@ -48,7 +59,9 @@ def _is_segmenter(signature: Signature) -> bool:
     size = fixed_size(signature)
     if size is None or [len(shape) for shape in shapes] != [3, 4]:
         return False
-    return shapes[1][1] not in (None, 1) and shapes[1][2:] == (size[0] // 4, size[1] // 4)
+    quarter, prototypes = (size[0] // 4, size[1] // 4), shapes[1]
+    masks = prototypes[1] if prototypes[2:] == quarter else prototypes[3] if prototypes[1:3] == quarter else None
+    return masks not in (None, 1)
 
 
 def _is_scrfd(outputs: Sequence[tuple[int | None, ...]]) -> bool:
@@ -70,10 +83,10 @@ def _by_rows(signature: Signature, output: TensorSpec, classes: int | None) -> s
         if last == classes + 4 and few:
             return "rtdetr"
         return _with_objectness(signature, output) if last == classes + 5 else None
-    if middle is None or last is None or min(middle, last) < 5:
+    if middle is None or last is None or min(middle, last) < 5 or middle == last:
         return None
-    if max(middle, last) < cells:
-        return None  # a map of a picture, perhaps, but not a grid of anchors
+    if max(middle, last) not in _anchors(signature):
+        return None  # a map of a picture, perhaps, or its patches, or steps of a text
     return _with_objectness(signature, output) if middle > last else "yolov8"
 
 
@@ -106,6 +119,16 @@ def one_a_cell(signature: Signature) -> tuple[int, ...]:
         return ()
     three = sum((size[0] // stride) * (size[1] // stride) for stride in (8, 16, 32))
     return three, three + (size[0] // 64) * (size[1] // 64)
+
+
+def _anchors(signature: Signature) -> set[int]:
+    """How many anchors a YOLO may have on the model's picture: one or three for each cell of neighbouring strides."""
+    size = fixed_size(signature)
+    if size is None:
+        return set()
+    grids = [(size[0] // stride) * (size[1] // stride) for stride in _STRIDES]
+    runs = [sum(grids[first:end]) for first in range(3) for end in range(first + 1, len(grids) + 1)]
+    return {count * times for count in runs for times in (1, 3)}
 
 
 def _cells(signature: Signature) -> int:

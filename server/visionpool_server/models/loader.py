@@ -33,7 +33,7 @@ from visionpool_server.models.engines import Defaults, Loading
 from visionpool_server.models.files import ModelFiles, weights_in
 from visionpool_server.models.foreign import refusal
 from visionpool_server.models.labels import resolve_labels
-from visionpool_server.models.lines import line_of, with_line_height
+from visionpool_server.models.lines import for_lines, line_of
 from visionpool_server.models.missing import missing_part
 from visionpool_server.models.model import Model, TensorSide
 from visionpool_server.models.pipeline import is_pipeline, load_pipeline
@@ -151,7 +151,7 @@ def _vision_model(
         signature=signature,
         family=family,
         labels=tuple(family.labels),
-        pool=with_line_height(_one_by_one(loading, family), family, picture).picture_pool(
+        pool=for_lines(_one_by_one(loading, family), family, picture).picture_pool(
             family, image_input_of(family, picture)
         ),
         tensors=TensorSide(loading.second_pool),

@@ -124,8 +124,9 @@ def _step(name: str, arguments: Mapping[str, Any], file: str) -> Items:
 def _resize(arguments: Mapping[str, Any]) -> dict[str, Any]:
     pillow = str(arguments.get("backend") or "cv2").lower() == "pil"
     written = arguments.get("interpolation")
+    usual = "bicubic" if pillow else "bilinear"  # what Image.resize and cv2.resize do unless they are told
     how = {
-        "interpolation": interpolation("bilinear" if written is None else written, pillow=pillow),
+        "interpolation": interpolation(usual if written is None else written, pillow=pillow),
         "antialias": pillow,
     }
     if arguments.get("resize_short"):

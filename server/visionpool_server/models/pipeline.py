@@ -58,14 +58,26 @@ def load_pipeline(files: ModelFiles, written: Bundle, load: LoadPart) -> Model:
     places = _places(files.folder, written.steps) if written.steps else _found(files.folder)
     _check(written, places)
     check_aliases(written, _SIGNATURE, vision=True)
+    return _model(name, files.version, written, _steps(files.folder, written, places, name, load))
+
+
+def _steps(
+    folder: Path, written: Bundle, places: Mapping[str, ModelFiles | str], name: str, load: LoadPart
+) -> dict[str, Model | str]:
     steps: dict[str, Model | str] = {}
-    for step, place in places.items():
-        if isinstance(place, str):
-            steps[step] = place
-        else:
-            part = replace(place, name=f"{name}.{step}")
-            steps[step] = replace(_loaded(step, part, load, _said(files.folder, step, written)), part_of=name)
-    return _model(name, files.version, written, steps)
+    try:
+        for step, place in places.items():
+            if isinstance(place, str):
+                steps[step] = place
+            else:
+                part = replace(place, name=f"{name}.{step}")
+                steps[step] = replace(_loaded(step, part, load, _said(folder, step, written)), part_of=name)
+    except BaseException:
+        for loaded in steps.values():
+            if isinstance(loaded, Model):
+                loaded.close()
+        raise
+    return steps
 
 
 def _model(name: str, version: str, written: Bundle, steps: Mapping[str, Model | str]) -> Model:

@@ -21,7 +21,7 @@ from visionpool_server.imaging.recipe import (
     ResizeShort,
     Step,
 )
-from visionpool_server.imaging.sizes import LimitLong, LimitShort, PadToAspect, ResizeLong, ResizeToMultiple
+from visionpool_server.imaging.sizes import CropSquare, LimitLong, LimitShort, PadToAspect, ResizeLong, ResizeToMultiple
 from visionpool_server.imaging.text_lines import LimitSide, TextLine
 from visionpool_server.models.numbers import number
 
@@ -33,6 +33,7 @@ STEPS: dict[str, type[Step]] = {
     "limit_short": LimitShort,
     "resize_to_multiple": ResizeToMultiple,
     "center_crop": CenterCrop,
+    "crop_square": CropSquare,
     "letterbox": Letterbox,
     "pad": Pad,
     "pad_to_stride": PadToStride,

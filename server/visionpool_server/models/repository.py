@@ -58,9 +58,11 @@ class Repository:
     def replace(self, model: Model) -> Model | None:
         """Takes a model in at the place of the one of its name, which its caller closes. Nobody finds none meanwhile.
 
-        Raises InvalidModel where a part that it brings is called like another model.
+        Raises InvalidModel where it is called like a part of another, or a part that it brings like another model.
         """
         old = self._models.get(model.name)
+        if old and old.part_of:
+            self._check_free(model, but=None)
         for part in model.parts:
             self._check_free(part, but=model.name)
         for new in (*model.parts, model):

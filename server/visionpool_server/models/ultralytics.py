@@ -24,6 +24,7 @@ _FAMILIES = {
     "obb": "yolo_obb",
 }
 _MORE_THAN_BOXES = ("yolo_segmentation", "yolo_pose", "yolo_obb")
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def bundle_from(data: Mapping[str, Any], signature: Signature, source: str, said: str | None = None) -> Bundle:
@@ -32,7 +33,7 @@ def bundle_from(data: Mapping[str, Any], signature: Signature, source: str, said
     `said`: the family that model.yaml says; a YOLOv5 classifier, for one, does not say what it is.
     """
     labels = labels_from(data.get("names", {}))
-    task = data.get("task", "detect")
+    task = data.get("task", "classify" if _is_old_classifier(data, signature) else "detect")
     if not isinstance(task, str) or task not in _FAMILIES:
         raise InvalidModel(
             f"the export's task is {task!r}, which is not served yet",
@@ -40,16 +41,32 @@ def bundle_from(data: Mapping[str, Any], signature: Signature, source: str, said
         )
     family = canonical(said) if said else _FAMILIES[task] or _detector(data, signature, len(labels))
     size = data.get("imgsz")
-    found: dict[str, Any] = {
-        "task": TASKS[family],
-        "family": family,
-        "labels": labels,
-        "input_size": [size, size] if isinstance(size, int) else size or fixed_size(signature),
-    }
+    size = [size, size] if isinstance(size, int) else size or fixed_size(signature)
+    found: dict[str, Any] = {"task": TASKS[family], "family": family, "labels": labels, "input_size": size}
+    if family == "classification" and isinstance(size, (list, tuple)) and len(size) == 2:
+        found["preprocess"] = _classifier_steps(*size) if "task" in data else _old_classifier_steps(*size)
     if family in _MORE_THAN_BOXES:
         joints = {"kpt_shape": data["kpt_shape"]} if family == "yolo_pose" and "kpt_shape" in data else {}
         found["postprocess"] = {**joints, **({"suppressed": True} if _suppresses(data) else {})}
     return Bundle.checked(source, found)
+
+
+def _is_old_classifier(data: Mapping[str, Any], signature: Signature) -> bool:
+    """YOLOv5's exporter names no task: its classifiers end in a score for each class."""
+    return "task" not in data and [spec.rank for spec in signature.outputs] == [2]
+
+
+def _classifier_steps(height: Any, width: Any) -> list[dict[str, Any]]:
+    """`classify_transforms` of `ultralytics/data/augment.py`: torchvision's, on Pillow's pictures."""
+    if height != width:
+        return [{"resize": {"size": (height, width), "antialias": True}}]
+    crop = {"size": (height, width), "rounding": "nearest"}
+    return [{"resize_short": {"size": height, "antialias": True, "rounding": "down"}}, {"center_crop": crop}]
+
+
+def _old_classifier_steps(height: Any, width: Any) -> list[dict[str, Any] | str]:
+    """`classify_transforms` of YOLOv5's `utils/augmentations.py`."""
+    return ["crop_square", {"resize": (height, width)}, {"normalize": _IMAGENET}]
 
 
 def _suppresses(data: Mapping[str, Any]) -> bool:

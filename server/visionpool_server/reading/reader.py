@@ -64,6 +64,7 @@ class _Terms:
     """Of one request. `until`: on time.monotonic()'s clock."""
 
     steps: Steps
+    lines_at_once: int
     least_score: float
     direction_threshold: float
     until: float
@@ -95,7 +96,8 @@ class Reader:
         least = options.over(pipeline.defaults).score_threshold
         assert least is not None
         until = time.monotonic() + limit
-        terms = _Terms(Steps.of(model, self._flow.models), least, pipeline.direction_threshold, until, priority)
+        steps = Steps(model, self._flow.models)
+        terms = _Terms(steps, steps.lines_at_once(), least, pipeline.direction_threshold, until, priority)
 
         async def one(numbered: tuple[int, bytes | Image]) -> Reading:
             index, picture = numbered
@@ -122,11 +124,11 @@ class Reader:
         started = time.monotonic()
         image = await self._off_loop(self._flow.decoded, picture) if isinstance(picture, bytes) else picture
         times.decode = time.monotonic() - started
-        found = await self._asked(terms.steps.detect, image, terms, times)
+        found = await self._asked("detect", image, terms, times)
         assert isinstance(found, OCRResult)
         lines = lines_of(found)
         if lines:
-            await all_of(partial(self._cut_out, image, terms), lines, terms.steps.lines_at_once())
+            await all_of(partial(self._cut_out, image, terms), lines, terms.lines_at_once)
         else:
             lines = [whole(image)]
             await self._read(image, terms, lines[0])
@@ -141,24 +143,24 @@ class Reader:
 
     async def _read(self, cut: Image, terms: _Terms, line: Line) -> None:
         """Fills in what `line` says; `cut`: its pixels."""
-        if terms.steps.classify:
-            seen = await self._asked(terms.steps.classify, cut, terms, line.times)
+        if terms.steps.classifies():
+            seen = await self._asked("classify", cut, terms, line.times)
             assert isinstance(seen, ClassifyResult)
             line.says(seen, terms.direction_threshold)
             cut = upside_down(cut) if line.turned else cut
-        told = await self._asked(terms.steps.read, cut, terms, line.times)
+        told = await self._asked("read", cut, terms, line.times)
         assert isinstance(told, OCRResult)
         line.text, line.score = told.text[0], told.rec_scores[0]
 
-    async def _asked(self, model: Model, image: Image, terms: _Terms, times: Times) -> Result:
+    async def _asked(self, step: str, image: Image, terms: _Terms, times: Times) -> Result:
         """What a step says of some pixels. Where others fill its places it waits: who was admitted once is not refused."""
+        model = await _with_place(terms.steps, step)  # nothing comes in between: places are taken on this very thread
         family = model.family
         assert family is not None
 
         def finish(outputs: Tensors, geometry: Geometry) -> Result:
             return family.finish(outputs, geometry, NO_OPTIONS)
 
-        await _place_in(model.pool)  # nothing comes in between: places are taken on this very thread
         job = self._flow.picture_job(model, image, finish, priority=terms.priority)
         await self._flow.run(model.pool, [job], max(0.0, terms.until - time.monotonic()) + _AFTERWARDS)
         times.add(job)
@@ -169,13 +171,15 @@ class Reader:
         return await asyncio.get_running_loop().run_in_executor(self._flow.stages, work, *arguments)
 
 
-async def _place_in(pool: Pool) -> None:
-    """Returns when there is one."""
+async def _with_place(steps: Steps, step: str) -> Model:
+    """The model that does a step, when it has a place. Raises Unavailable."""
     loop = asyncio.get_running_loop()
     free = asyncio.Event()
-    while not pool.when_free(partial(_from_any_thread, loop, free.set)):
+    wake = partial(_from_any_thread, loop, free.set)
+    while not (model := steps.now(step)).pool.when_free(wake):
         await free.wait()
         free.clear()
+    return model
 
 
 def _from_any_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

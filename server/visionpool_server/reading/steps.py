@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from visionpool.errors import ModelNotFound, SetupError, Unavailable
 
@@ -15,27 +16,35 @@ _MOST_LINES = 64  # of one picture that are cut out at once
 
 
 class Steps(NamedTuple):
-    detect: Model
-    classify: Model | None
-    read: Model
+    """Those that are named are looked up each time: a picture that is being read outlives a model that is loaded anew."""
 
-    @classmethod
-    def of(cls, model: Model, models: Repository) -> Self:
-        """Those that are named are looked up. Raises Unavailable."""
-        assert model.pipeline is not None
-        found: dict[str, Model] = {}
-        for step, named in model.pipeline.steps.items():
-            try:
-                found[step] = named if isinstance(named, Model) else models.get(named)
-                check_step(step, found[step])
-            except (ModelNotFound, SetupError) as error:
-                raise Unavailable(
-                    f"{model.name} needs the model {named!r} to {step}: {error.message}",
-                    hint=f"load {named}, or change steps in its model.yaml",
-                ) from error
-        return cls(found["detect"], found.get("classify"), found["read"])
+    model: Model  # the pipeline
+    models: Repository
+
+    def classifies(self) -> bool:
+        return "classify" in self._named()
+
+    def now(self, step: str) -> Model:
+        """The model that does the step. Raises Unavailable."""
+        named = self._named()[step]
+        if isinstance(named, Model):
+            return named
+        try:
+            found = self.models.get(named)
+            check_step(step, found)
+        except (ModelNotFound, SetupError) as error:
+            raise Unavailable(
+                f"{self.model.name} needs the model {named!r} to {step}: {error.message}",
+                hint=f"load {named}, or change steps in its model.yaml",
+            ) from error
+        return found
 
     def lines_at_once(self) -> int:
-        """Of one picture: all pictures together leave half of the places of a step to who asks it alone."""
-        places = min(step.pool.options.max_queue_size for step in self if step)
+        """Of one picture: all pictures together leave half of the places of a step to who asks it alone. Raises Unavailable
+        where a step is missing."""
+        places = min(self.now(step).pool.options.max_queue_size for step in self._named())
         return min(_MOST_LINES, max(1, places // (2 * PICTURES)))
+
+    def _named(self) -> Mapping[str, Model | str]:
+        assert self.model.pipeline is not None
+        return self.model.pipeline.steps

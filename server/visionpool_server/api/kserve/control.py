@@ -21,6 +21,7 @@ from visionpool.errors import (
     InvalidModel,
     InvalidRequest,
     ModelNotFound,
+    SetupError,
     Unimplemented,
     VisionpoolError,
 )
@@ -134,6 +135,9 @@ class Control:
         loop = asyncio.get_running_loop()
         try:
             model = await loop.run_in_executor(self._loads, self._loaded, name)
+            old = self._take_in(
+                model
+            )  # here, where no request can be between finding a model and taking its place there
         except VisionpoolError as error:
             if not isinstance(error, ModelNotFound):
                 self._reasons[name] = error.message
@@ -143,13 +147,10 @@ class Control:
             log.exception("failed to load %r", name)
             self._reasons[name] = "the server's log has the reason"
             raise InternalError(f"failed to load {name!r}", hint="the server's log has the reason") from error
-        old = self._models.replace(
-            model
-        )  # here, where no request can be between finding a model and taking its place there
         self._reasons.pop(name, None)
         log.info("loaded %s, version %s", name, model.version)
         if old:
-            await loop.run_in_executor(self._retirements, _retire, old)
+            await loop.run_in_executor(self._retirements, retire, old)
 
     def _loaded(self, name: str) -> Model:
         model = load_model(self._catalog.find(name), self._defaults)
@@ -157,6 +158,13 @@ class Control:
             return model
         model.close()
         raise InvalidModel(f"its files were changed meanwhile, and call it {model.name!r}")
+
+    def _take_in(self, model: Model) -> Model | None:
+        try:
+            return self._models.replace(model)
+        except SetupError:
+            model.close()
+            raise
 
     async def _unload(self, name: str) -> None:
         try:
@@ -166,7 +174,7 @@ class Control:
                 raise
             return  # it is not there already
         self._reasons[name] = "unloaded"
-        await asyncio.get_running_loop().run_in_executor(self._retirements, _retire, model)
+        await asyncio.get_running_loop().run_in_executor(self._retirements, retire, model)
         log.info("unloaded %s", name)
 
     def _state(self, name: str) -> tuple[str, str]:
@@ -186,10 +194,11 @@ def check_repository(name: str) -> None:
         )
 
 
-def _retire(model: Model) -> None:
+def retire(model: Model) -> None:
     """Closes a model that gets no new requests, once it has answered those that it has."""
     until = time.monotonic() + _DRAIN
-    for pool in (model.pool, model.tensors.loaded if model.tensors else None):
-        if pool and not pool.drain(until - time.monotonic()):
-            log.warning("%s did not answer all of its requests within %g s", model.name, _DRAIN)
+    for each in (model, *model.parts):
+        for pool in (each.pool, each.tensors.loaded if each.tensors else None):
+            if pool and not pool.drain(until - time.monotonic()):
+                log.warning("%s did not answer all of its requests within %g s", each.name, _DRAIN)
     model.close()

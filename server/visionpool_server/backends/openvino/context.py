@@ -13,7 +13,7 @@ from visionpool.errors import InvalidRequest
 
 from visionpool_server.backends import Tensors, numpy_dtype
 from visionpool_server.backends.openvino.files import Names, dtype_of
-from visionpool_server.backends.openvino.shape_cache import Shape, ShapeCache
+from visionpool_server.backends.openvino.shape_cache import ShapeCache
 
 _SMALL = 32 * 1024  # bytes: copying so many costs less than telling OpenVINO of a new tensor
 _KEPT = {"int64": np.iinfo(np.int32), "uint64": np.iinfo(np.uint32)}  # what of wider integers it computes with
@@ -42,23 +42,23 @@ class OpenVinoContext:
 
     def infer(self, batch: Tensors) -> Tensors:
         size = self._only if len(self._compiled.by_size) == 1 else len(next(iter(batch.values())))
-        if self._compiled.shapes and (fixed := self._compiled.shapes.get(self._shape_of(batch))):
-            return self._request_for(fixed).infer(batch)
         limit = self._compiled.inline_bytes
-        key = (size, bool(limit) and sum(array.nbytes for array in batch.values()) <= limit)
+        inline = bool(limit) and sum(array.nbytes for array in batch.values()) <= limit
+        shapes = self._compiled.shapes
+        if shapes and not inline:  # what is so small takes no memory worth counting
+            shape = tuple([batch[name].shape for name in self._names.inputs])
+            if fixed := shapes.get(shape):
+                return self._request_for(fixed, shapes).infer(batch)
+        key = (size, inline)
         request = self._requests.get(key)
         if request is None:
             request = self._requests[key] = self._new_request(*key)
         return request.infer(batch)
 
-    def _shape_of(self, batch: Tensors) -> Shape:
-        return tuple(batch[name].shape for name in self._names.inputs)
-
-    def _request_for(self, fixed: ov.CompiledModel) -> _Request:
+    def _request_for(self, fixed: ov.CompiledModel, shapes: ShapeCache) -> _Request:
         """The request of a model of fixed shapes. Those of models that gave way go with them."""
         if fixed not in self._fixed:
-            assert self._compiled.shapes is not None
-            self._fixed = {model: r for model, r in self._fixed.items() if self._compiled.shapes.holds(model)}
+            self._fixed = {model: r for model, r in self._fixed.items() if shapes.holds(model)}
             self._fixed[fixed] = _Request(fixed, self._names)
         return self._fixed[fixed]
 

@@ -20,6 +20,7 @@ _DTYPES = {
     "bf16": "bfloat16",
     "string": "bytes",
 }
+_LEADING = ("Exception from", "Check '", "FrontEnd API failed with")
 
 
 @cache
@@ -52,7 +53,8 @@ def read_model(weights: Path | None) -> ov.Model:
     except (RuntimeError, ValueError) as error:  # the binding raises UnicodeDecodeError for names that are no UTF-8
         raise InvalidModel(
             f"OpenVINO cannot read {weights.name}: {reason(error)}",
-            hint="it reads .onnx, .xml with .bin, .pdmodel with .pdiparams, .pb, SavedModel folders and .tflite",
+            hint="is it whole, with all files of the export? OpenVINO reads .onnx, .xml with .bin, .pdmodel with .pdiparams, "
+            ".pb, SavedModel folders and .tflite",
         ) from error
     if not model.inputs or not model.outputs:
         raise InvalidModel(f"{weights.name} has no {'outputs' if model.inputs else 'inputs'}", hint="export it again")
@@ -73,10 +75,10 @@ def dtype_of(element_type: ov.Type) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The telling line of OpenVINO's message: it leads with source positions."""
+    """The telling line of OpenVINO's message: it leads with source positions, and the kind of failure."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or ["no reason given"])[0][:300]
+    telling = [line for line in lines if not line.startswith(_LEADING)]
+    return (telling or lines[-1:] or ["no reason given"])[0][:300]
 
 
 def _metadata(model: ov.Model) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Lock
 
 import openvino as ov
@@ -26,23 +27,34 @@ class ShapeCache:
         self._compile_for = compile_for
         self._held: OrderedDict[Shape, ov.CompiledModel | None] = OrderedDict()
         self._dropped = 0
-        self._lock = Lock()  # also while compiling: whoever wants the same shape then waits for it
+        self._compiling = Lock()  # one at a time, while what is compiled goes on being found
 
     def get(self, shape: Shape) -> ov.CompiledModel | None:
-        """The model compiled for `shape`, now if need be. Raises InvalidModel."""
-        with self._lock:
-            if shape in self._held:
-                self._held.move_to_end(shape)
-                return self._held[shape]
-            if len(self._held) >= self._limit:
-                self._held.popitem(last=False)
-                self._dropped += 1
-            self._held[shape] = self._compile_for(shape) if self._compile_for else None
+        """The model compiled for `shape`, now if need be: whoever wants the same then waits for it. Raises InvalidModel, and
+        what is held stays."""
+        try:  # without a lock, which costs more than either: each is atomic, and what gives way in between is missing
+            self._held.move_to_end(shape)
             return self._held[shape]
+        except KeyError:
+            return self._missing(shape)
+
+    def _missing(self, shape: Shape) -> ov.CompiledModel | None:
+        with self._compiling:
+            with suppress(KeyError):
+                return self._held[shape]  # of who compiled meanwhile
+            compiled = self._compile_for(shape) if self._compile_for else None
+            self._keep(shape, compiled)
+            return compiled
+
+    def _keep(self, shape: Shape, compiled: ov.CompiledModel | None) -> None:
+        if len(self._held) >= self._limit:
+            self._held.popitem(last=False)
+            self._dropped += 1
+        self._held[shape] = compiled
 
     def put(self, compiled: ov.CompiledModel) -> None:
         """Takes in a model of fixed shapes."""
-        self._held[tuple(tuple(port.shape) for port in compiled.inputs)] = compiled
+        self._keep(tuple(tuple(port.shape) for port in compiled.inputs), compiled)
 
     def holds(self, compiled: ov.CompiledModel) -> bool:
         return any(held is compiled for held in list(self._held.values()))

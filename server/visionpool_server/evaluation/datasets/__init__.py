@@ -52,6 +52,6 @@ def read_dataset(path: Path, format: str | None = None, images: Path | None = No
     if name is None:
         raise InvalidSetting(
             f"{path} is no data set that is known here",
-            hint="expected: " + "; ".join(known.expected for known in FORMATS.values()),
+            hint="expected: " + "; ".join(dict.fromkeys(known.expected for known in FORMATS.values())),
         )
     return FORMATS[name].read(path, images)

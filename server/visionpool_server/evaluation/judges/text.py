@@ -13,6 +13,8 @@ from visionpool_server.evaluation.judges import Scores, mismatch
 from visionpool_server.evaluation.report import LineErrors, Mistake
 from visionpool_server.evaluation.truth import Sample
 
+_CONTEXT, _READABLE = 12, 80  # characters of texts around a difference, and in all
+
 
 class TextJudge:
     """Raises InvalidSetting where rapidfuzz is not installed. Unicode's ways to write the same character are one (NFC)."""
@@ -69,3 +71,22 @@ class TextJudge:
 def spoken(result: OCRResult) -> str:
     """All lines of a result, which are in reading order, as one."""
     return " ".join(result.text)
+
+
+def where_apart(one: str, other: str) -> tuple[str, str]:
+    """Both texts from shortly before the first difference to shortly after the last, as far as that is worth reading."""
+    start = _alike(one, other)
+    end = _alike(one[start:][::-1], other[start:][::-1])
+    first = 0 if start <= _CONTEXT else start - _CONTEXT
+    return _cut(one, first, len(one) - end + _CONTEXT), _cut(other, first, len(other) - end + _CONTEXT)
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters are the same from the beginning on."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _cut(text: str, first: int, last: int) -> str:
+    last = min(last, first + _READABLE)
+    return f"{'…' if first else ''}{text[first:last]}{'…' if last < len(text) else ''}"

@@ -24,6 +24,7 @@ from visionpool_server.models.conversion.parameters import truncated
 PROGRAM, PARAMETERS = ".json", ".pdiparams"
 TIME_LIMIT = 600.0  # seconds: large models take some ten
 _NEEDED = {"paddle2onnx": "paddle2onnx", "paddle": "paddlepaddle"}  # what is imported -> what it is installed as
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _REASONS = (r"Failed to convert PaddlePaddle model: (.+)", r"^refused: (.+)", r"\[ERROR\] (.+)", r"^\w*Error: (.+)")
 
 
@@ -88,7 +89,7 @@ def _run(command: Sequence[str]) -> tuple[int | None, str]:
         )
     except subprocess.TimeoutExpired:
         return None, ""
-    return ended.returncode, ended.stdout.decode(errors="replace")
+    return ended.returncode, _COLOURS.sub("", ended.stdout.decode(errors="replace"))
 
 
 def _reason(status: int | None, said: str) -> str:
