@@ -284,7 +284,9 @@ def test_what_makes_scores_of_the_outputs_is_found_out_and_shown(
             )
 
 
-@pytest.mark.parametrize(("ending", "shown"), [("logits", "sigmoid"), ("averaged", "by their values"), ("sigmoid", "none")])
+@pytest.mark.parametrize(
+    ("ending", "shown"), [("logits", "sigmoid"), ("averaged", "by their values"), ("sigmoid", "none")]
+)
 def test_one_class_alone_is_scored_by_sigmoid(tmp_path: Path, ending: str, shown: str) -> None:
     """Its share of all classes would be 1 in every picture."""
     write(tmp_path, ending)

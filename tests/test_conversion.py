@@ -38,6 +38,8 @@ def export(program, parameters, **options):
     if how == "refuse":
         print("[ERROR] Failed to convert PaddlePaddle model: operator warp_drive is not supported yet.", flush=True)
         raise UnboundLocalError("onnx_model_str")
+    if how == "colour":
+        sys.exit("\\x1b[31m[ERROR] in red\\x1b[0m")
     if how == "leave":
         os._exit(7)
     if how == "write junk":
@@ -263,6 +265,7 @@ def test_processes_that_convert_at_once_all_get_a_good_model(converter: StandIn,
         ("refuse", "operator warp_drive is not supported yet."),
         ("leave", "the converter ended with status 7"),
         ("write junk", "cannot be converted to ONNX: "),
+        ("colour", "cannot be converted to ONNX: in red (is it"),
     ],
 )
 def test_what_goes_wrong_in_the_converter_is_told_and_not_kept(

@@ -40,7 +40,7 @@ def signature(outputs: dict[str, Shape], *, size: int | None = 640, inputs: tupl
     [
         ({"output0": (1, 25200, 85)}, None, "yolov5"),
         ({"output": (1, 25200, 85)}, None, "yolov5"),
-        ({"output": (1, 25200, 85), **{str(n): (1, 3, n, n, 85) for n in (80, 40, 20)}}, None, "yolov5"),  # YOLOv7 --grid
+        ({"output": (1, 25200, 85), **{str(n): (1, 3, n, n, 85) for n in (80, 40, 20)}}, None, "yolov5"),
         ({"output": (1, 25200, 85), **{str(n): (1, 3, n, n, 85) for n in (80, 40, 20)}}, 80, "yolov5"),
         ({"output0": (1, 84, 8400)}, None, "yolov8"),
         ({"output": (1, 8400, 85)}, None, "yolox"),
@@ -65,6 +65,11 @@ def signature(outputs: dict[str, Shape], *, size: int | None = 640, inputs: tupl
         ({"logits": (1, 100, 92), "pred_boxes": (1, 100, 4)}, None, None),  # DETR, YOLOS
         ({"logits": (1, 300, 91), "pred_boxes": (1, 300, 4)}, None, None),  # Conditional and Deformable DETR
         ({"a": (1, 8400, 4), "b": (1, 80, 8400)}, None, None),
+        ({"output0": (1, 116, 8400), "output1": (1, 32, 160, 160)}, None, "yolo_segmentation"),
+        ({"output1": (1, 160, 160, 32), "output0": (1, 116, 8400)}, None, "yolo_segmentation"),  # TensorFlow's
+        ({"output0": (1, 25200, 117), "output1": (1, 32, 160, 160)}, 80, "yolo_segmentation"),
+        ({"class_queries_logits": (1, 100, 134), "masks_queries_logits": (1, 100, 160, 160)}, None, None),
+        ({"output0": (1, 300, 38), "output1": (1, 32, 160, 160)}, None, None),  # suppressed: only its files say so
         ({"x": (1, 3, 80, 80, 85)}, None, None),
     ],
 )

@@ -23,7 +23,7 @@ def written_steps() -> list[str]:
     """The first column of the table of steps, each alternative by itself."""
     table = PAGE.partition("### preprocess")[2].partition("###")[0]
     rows = re.findall(r"^\| (`.+?`.*?) \|", table, re.MULTILINE)
-    return [code for row in rows for code in re.findall(r"`([a-z_]+: ?[^`]*|gray)`", row)]
+    return [code for row in rows for code in re.findall(r"`([a-z_]+: ?[^`]*|gray|crop_square)`", row)]
 
 
 def test_the_example_is_one() -> None:

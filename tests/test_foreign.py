@@ -188,7 +188,22 @@ def test_a_paddle_program_whose_weights_are_cut_is_refused(tmp_path: Path) -> No
     format_models.paddle(tmp_path)
     path = tmp_path / "inference.pdiparams"
     path.write_bytes(path.read_bytes()[:-1])
-    assert "OpenVINO cannot read inference.pdmodel" in loaded(tmp_path)
+    message = loaded(tmp_path)
+    assert "OpenVINO cannot read inference.pdmodel: File containing constant with name" in message
+    assert "is it whole" in message
+
+
+def test_an_onnx_file_whose_data_are_cut_names_them(tmp_path: Path) -> None:
+    path = format_models.onnx(tmp_path)
+    onnx.save(onnx.load(path), str(path), save_as_external_data=True, size_threshold=0, location="big.data")
+    (tmp_path / "big.data").write_bytes(b"")
+    assert "externally stored data in file (big.data" in loaded(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.pb", "m.tflite", "m.xml", "m.pdmodel"])
+def test_a_pointer_of_git_lfs_is_known(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    assert f"{name} is a pointer of Git LFS, not the file itself (git lfs pull)" in loaded(tmp_path)
 
 
 def test_a_saved_model_without_its_variables_names_them(testdata: Path, tmp_path: Path) -> None:

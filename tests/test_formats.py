@@ -290,3 +290,15 @@ def test_pictures_of_any_kind_become_one_grey_channel(tmp_path: Path) -> None:
         session = ort.InferenceSession(str(path))
         (theirs,) = session.run(None, {"x": tensor if layout == "NCHW" else tensor.transpose(0, 2, 3, 1)})
         assert np.allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_link_to_a_folder_goes_by_its_own_name(tmp_path: Path) -> None:
+    tiny_models.classifier(tmp_path / "versions" / "v3" / "model.onnx")
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("current", "stable"):
+        (models / name).symlink_to(tmp_path / "versions" / "v3")
+    assert [files.name for files in find_models(models)] == ["current", "stable"]
+    assert [files.name for files in find_models(models / "current")] == ["current"]
+    assert [files.name for files in find_models(models / "current" / "model.onnx")] == ["current"]
+    assert [files.name for files in find_models(models / ".." / "versions")] == ["v3"]

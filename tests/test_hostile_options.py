@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import cv2
 import numpy as np
 import pytest
 from visionpool.errors import InvalidOption
@@ -50,9 +53,14 @@ def test_suppression_looks_no_further_than_it_must_and_finds_the_same(
     boxes = np.hstack([corner, corner + random.random((count, 2)) * 100]).astype(np.float32)
     scores = np.round(random.random(count), 3).astype(np.float32)  # many are equal
     label_ids = random.integers(0, 5, count)
-    asked = []
-    suppress = shared.cv2.dnn.NMSBoxesBatched
-    monkeypatch.setattr(shared.cv2.dnn, "NMSBoxesBatched", lambda *a: asked.append(len(a[0])) or suppress(*a))
+    asked: list[int] = []
+    suppress: Any = cv2.dnn.NMSBoxesBatched
+
+    def watched(boxes: Any, *others: Any) -> Any:
+        asked.append(len(boxes))
+        return suppress(boxes, *others)
+
+    monkeypatch.setattr(cv2.dnn, "NMSBoxesBatched", watched)
     some = shared.non_maximum_suppression(boxes, scores, label_ids, iou, limit)
     whole = shared.non_maximum_suppression(boxes, scores, label_ids, iou, count)
     assert np.array_equal(some, whole[:limit])

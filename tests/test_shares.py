@@ -102,9 +102,7 @@ def test_masks_of_prototypes_whose_channels_are_last() -> None:
 
 def test_raw_heads_beside_the_rows_are_left_alone() -> None:
     """YOLOv7's `export.py --grid` leaves them there."""
-    heads: dict[str, tuple[int | None, ...]] = {str(n): (1, 3, n, n, 9) for n in (8, 4, 2)}
+    heads = {str(n): (1, 3, n, n, 9) for n in (8, 4, 2)}
     plain, beside = (built("yolov5", {**more, "o": (1, ANCHORS, 9)}) for more in ({}, heads))
-    outputs: dict[str, NDArray[Any]] = {
-        name: np.zeros(shape[1:], np.float32) for name, shape in heads.items() if all(shape)
-    }
+    outputs: dict[str, NDArray[Any]] = {name: np.zeros(shape[1:], np.float32) for name, shape in heads.items()}
     assert found_in(plain, {"o": rows(9)}) == found_in(beside, {**outputs, "o": rows(9)})

@@ -36,7 +36,6 @@ from visionpool_server.backends import (
     numpy_dtype,
     zeros,
 )
-from visionpool_server.models import loader
 from visionpool_server.models.checks import check_aliases
 from visionpool_server.models.files import find_models
 from visionpool_server.models.loader import Defaults, Model, load_model
@@ -626,6 +625,24 @@ def test_what_means_nothing_to_plain_tensors_is_refused(tmp_path: Path, said: di
     assert re.search(complaint, message), message
 
 
+@pytest.mark.parametrize("shape", [(3, 224, 224), (3, 28, 28), (3, 64, 96), (1, 28, 28), (3, None, None)])
+def test_the_advice_for_a_classifier_is_taken(tmp_path: Path, shape: tuple[int | None, ...]) -> None:
+    """As it stands, with the labels in a file beside it."""
+    graph = tiny_models.Graph()
+    picture = graph.input("images", ["n", *(size or name for size, name in zip(shape, "chw", strict=True))])
+    flat = graph.add("Flatten", graph.add("GlobalAveragePool", picture))
+    graph.add("Softmax", graph.add("MatMul", flat, graph.weights(shape[0] or 3, 4)), output="scores", axis=1)
+    graph.output("scores", ["n", 4])
+    graph.save(tmp_path / "m.onnx")
+    advice = loaded(tmp_path).advice
+    assert advice is not None
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n", encoding="utf-8")
+    said = yaml.safe_load(advice.partition("beside it: ")[2])
+    config(tmp_path, {**said, "labels": "labels.txt"})
+    model = loaded(tmp_path)
+    assert (model.family_name, model.labels) == ("classification", ("a", "b", "c", "d"))
+
+
 def test_aliases_stand_for_a_models_tensors_and_its_result(tmp_path: Path) -> None:
     tiny_models.yolov8(tmp_path / "m.onnx")
     config(tmp_path, {"aliases": {"image": "images", "boxes": "output0", "answer": "result"}, "raw_pictures": "bgr"})
@@ -694,7 +711,7 @@ def test_a_model_taken_out_is_gone_at_once_and_its_workers_end_with_it(tmp_path:
     repository.close()
 
 
-def test_a_remote_model_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_model_needs_no_weights(tmp_path: Path) -> None:
     asked: list[Source] = []
 
     class Elsewhere:
@@ -702,12 +719,16 @@ def test_a_remote_model_needs_no_weights(tmp_path: Path, monkeypatch: pytest.Mon
             asked.append(source)
             raise InvalidModel("not answering")
 
-    monkeypatch.setattr(loader, "get_backend", lambda name: Elsewhere() if name == "remote" else get_backend(name))
+    def open_backend(name: str) -> Any:
+        return Elsewhere() if name == "remote" else get_backend(name)
+
     keys = {"options": {"headers": {"authorization": "Bearer of a secret"}}}
     cases: list[tuple[dict[str, Any], str]] = [({}, "far"), ({"model": "other"}, "other"), (keys, "far")]
     for said, model in cases:
         config(tmp_path / "far", {"runtime": {"backend": "remote", "url": "grpc://host:8001", **said}})
-        assert refusal(tmp_path / "far").startswith("far: not answering")
+        (files,) = find_models(tmp_path / "far")
+        with pytest.raises(InvalidModel, match="far: not answering"):
+            load_model(files, Defaults(workers=1), open_backend)
         assert asked[-1] == Source(url="grpc://host:8001", model=model, options=said.get("options", {}))
     config(tmp_path / "far", {"weights": "m.onnx", "runtime": {"backend": "remote", "url": "grpc://host:8001"}})
     assert "weights means nothing to backend: remote" in refusal(tmp_path / "far")

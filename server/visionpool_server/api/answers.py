@@ -55,13 +55,14 @@ def describe(model: Model) -> dict[str, Any]:
             }
         )
     batching, taking = model.bundle.batching, model.taking_pictures
+    defaults = taking.defaults.given() if taking else {}
     options = sorted(taking.accepts.intersection(Options.names())) if taking else []
     return {
         **summary(model),
         "source": model.source,
         "labels": list(model.labels),
         "options": options,
-        "defaults": {name: value for name, value in taking.defaults.given().items() if name in options} if taking else {},
+        "defaults": {name: value for name, value in defaults.items() if name in options},
         "activation": _activation(model),
         "inputs": [_tensor(spec) for spec in model.signature.inputs],
         "outputs": [_tensor(spec) for spec in model.signature.outputs],

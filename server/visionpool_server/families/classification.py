@@ -47,7 +47,7 @@ class Classification(PictureFamily):
         self.labels = spec.labels
         ending = spec.endings.get(self._output, "")
         said = cast(Activation | None, spec.settings.get("activation"))
-        alone = self.class_count == 1 and "softmax" not in (said, ending)  # whose share of all classes would always be 1
+        alone = self.class_count == 1 and "softmax" not in (said, ending)  # its share of all would always be 1
         self.multi_label: bool = spec.settings.get("multi_label", alone or "sigmoid" in (said, ending))
         self.activation = still_to_do(said, ending, "sigmoid" if self.multi_label else "softmax")
         self.default_class: int | None = spec.settings.get("default_class")

@@ -70,9 +70,10 @@ def with_masks(found: DetectionResult, cover: Cover, geometry: Geometry, *, comp
 def _check_area(area: int, count: int, *, compact: bool) -> None:
     limit = MAX_PIXELS if compact else MAX_NUMBERS
     if area > limit:
+        fewer = "ask for fewer, with score_threshold, iou_threshold or max_detections"
         raise InvalidOption(
             f"the masks of {count} objects have {area // 10**6} million pixels together, over the limit of {limit // 10**6}",
-            hint="ask for fewer, with score_threshold, iou_threshold or max_detections" + ("" if compact else "; or for compact"),
+            hint=fewer if compact else f"{fewer}; or for compact ones, with compact",
         )
 
 

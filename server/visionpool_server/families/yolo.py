@@ -5,7 +5,6 @@ Preprocessing: letterbox with grey 114, RGB, /255 (ultralytics/yolov5 `utils/aug
 
 from __future__ import annotations
 
-import numpy as np
 from visionpool.errors import InvalidModel
 
 from visionpool_server.families import (
@@ -40,8 +39,8 @@ class _Yolo(CandidateDetector):
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         output = outputs[self._output]
         xywh, scores, label_ids = self._over(output, threshold)
-        pixels = np.tile(unit(output, self.layout, self.recipe.output_size()), 2)
-        return Candidates(corners(xywh * pixels), scores, label_ids)
+        xywh = xywh * unit(output, self.layout, self.recipe.output_size())
+        return Candidates(corners(xywh), scores, label_ids)
 
     def _over(self, output: Floats, threshold: float) -> tuple[Floats, Floats, Ints]:
         """Boxes (N, 4) centre x, y, width, height as the graph counts them, scores (N,) over `threshold`, ids (N,)."""

@@ -60,7 +60,7 @@ class YoloEnd2End(CandidateDetector):
             boxes, scores, classes = rows[:, 1:5], rows[:, 6], rows[:, 5]
         else:
             rows = outputs[self._rows]
-            boxes = rows[:, :4] * np.tile(unit(rows, "final", self.recipe.output_size()), 2)
+            boxes = rows[:, :4] * unit(rows, "final", self.recipe.output_size())
             scores, classes = rows[:, 4], rows[:, 5]
         over = (scores > threshold) & (classes >= 0) & (classes < _MOST)
         return Candidates(boxes[over], scores[over], classes[over].astype(np.int64))

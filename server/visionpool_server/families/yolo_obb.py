@@ -46,7 +46,7 @@ class YoloObb(CandidateDetector):
         output = outputs[self._output]
         classes = output.shape[0] - 5 if self._layout == "v8" else 0
         four, scores, label_ids, angle = read(output, self._layout, classes, threshold)
-        four = four * np.tile(unit(output, self._layout, self.recipe.output_size()), 2)
+        four = four * unit(output, self._layout, self.recipe.output_size())
         rotated = np.concatenate([four, angle[:, :1]], axis=1)
         return Candidates(enclosing(corners_of(rotated)), scores, label_ids, rotated)
 

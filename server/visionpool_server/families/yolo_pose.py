@@ -49,9 +49,9 @@ class YoloPose(CandidateDetector):
         output = outputs[self._output]
         four, scores, label_ids, more = read(output, self._layout, self.class_count or 0, threshold)
         pixels = unit(output, self._layout, self.recipe.output_size())
-        four = four * np.tile(pixels, 2)
+        four = four * pixels
         boxes = four if self._layout == "final" else corners(four)
-        more = more * np.tile(np.float32([*pixels, 1][: self._numbers]), self._joints)
+        more = more * np.tile(np.append(pixels[:2], np.float32(1))[: self._numbers], self._joints)
         return Candidates(boxes, scores, label_ids, more).take(within_reach(more))
 
     def result(

@@ -30,10 +30,10 @@ _SHARES = 2.0  # boxes at the picture's border reach a little beyond 1; pixels g
 
 
 def unit(output: Floats, layout: Layout, size: tuple[int, int] | None) -> Floats:
-    """(2,): how many pixels a 1 of the boxes' x and y is: 1, or the sides of the prepared picture of this (height, width)."""
+    """(4,): how many pixels a 1 of a box's numbers is: 1, or the sides of the prepared picture of this (height, width)."""
     x_and_y = output[:2] if layout == "v8" else output[:, :2] if layout == "v5" else output[:, :4]
     shares = size is not None and np.fmax.reduce(x_and_y, axis=None, initial=0) <= _SHARES
-    return np.array(size[::-1] if shares and size else (1, 1), np.float32)
+    return np.array((size[::-1] if shares and size else (1, 1)) * 2, np.float32)
 
 
 def read(output: Floats, layout: Layout, classes: int, threshold: float) -> tuple[Floats, Floats, Ints, Floats]:

@@ -56,7 +56,7 @@ class YoloSegmentation(CandidateDetector):
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         rows = outputs[self._rows]
         four, scores, label_ids, more = read(rows, self._layout, self.class_count or 0, threshold)
-        four = four * np.tile(unit(rows, self._layout, self.recipe.output_size()), 2)
+        four = four * unit(rows, self._layout, self.recipe.output_size())
         return Candidates(four if self._layout == "final" else corners(four), scores, label_ids, more)
 
     def result(self, found: Candidates, outputs: Tensors, geometry: Geometry, options: Options) -> Result:

@@ -12,22 +12,26 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Filter = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 _SUPPORT = {"box": 0.5, "bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 _BITS = 22
-_BAND = 256  # rows at a time: their numbers as float64 fit into a cache
+_BAND = 128  # rows at a time: their numbers as float64 fit into a cache
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """For each pixel of the result the first pixel that counts, how many do, and their `values` (pixels, most)."""
+    """For each pixel of the result the first pixel that counts, how many do, and their `values` (pixels, most).
+
+    Weights of 22 bits times pixels of 8: doubles hold the sums exactly.
+    """
 
     first: list[int]
     count: list[int]
-    values: NDArray[np.float64]  # whole numbers; sums of their products with bytes stay below 2**53
+    values: NDArray[np.float64]
 
 
 def resampled(image: NDArray[np.uint8], size: tuple[int, int], kind: Filter) -> NDArray[np.uint8]:
@@ -37,8 +41,8 @@ def resampled(image: NDArray[np.uint8], size: tuple[int, int], kind: Filter) -> 
         return image[_nearest(image.shape[0], height)][:, _nearest(image.shape[1], width)]
     if width != image.shape[1]:
         weights = _weights(image.shape[1], width, kind)
-        bands = [image[row : row + _BAND].transpose(1, 0, 2) for row in range(0, len(image), _BAND)]
-        image = np.concatenate([_filtered(band, weights).transpose(1, 0, 2) for band in bands])
+        bands = [image[row : row + _BAND] for row in range(0, len(image), _BAND)]
+        image = np.concatenate([_turned(_filtered(_turned(band), weights)) for band in bands])
     if height != image.shape[0]:
         image = _filtered(image, _weights(image.shape[0], height, kind))
     return np.ascontiguousarray(image)
@@ -50,8 +54,13 @@ def _filtered(lines: NDArray[np.uint8], weights: _Weights) -> NDArray[np.uint8]:
     sums = np.empty((len(weights.first), flat.shape[1]))
     for i, (first, count) in enumerate(zip(weights.first, weights.count, strict=True)):
         np.dot(weights.values[i, :count], flat[first : first + count], out=sums[i])
-    whole = np.floor((sums + (1 << (_BITS - 1))) / (1 << _BITS))
-    return np.clip(whole, 0, 255).astype(np.uint8).reshape(-1, *lines.shape[1:])
+    np.clip(sums + 0.5, 0, 255, out=sums)
+    return sums.astype(np.uint8).reshape(-1, *lines.shape[1:])
+
+
+def _turned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Columns as rows. OpenCV does it faster than NumPy, and drops a lone channel."""
+    return np.asarray(cv2.transpose(image), np.uint8).reshape(image.shape[1], image.shape[0], -1)
 
 
 @lru_cache(maxsize=64)
@@ -67,7 +76,7 @@ def _weights(before: int, after: int, kind: Filter) -> _Weights:
     values[places >= count[:, None]] = 0
     values /= values.sum(axis=1, keepdims=True)
     whole = np.trunc(values * (1 << _BITS) + np.copysign(0.5, values))
-    return _Weights(first.tolist(), count.tolist(), whole)
+    return _Weights(first.tolist(), count.tolist(), whole / (1 << _BITS))
 
 
 def _filter(x: NDArray[np.float64], kind: Filter) -> NDArray[Any]:

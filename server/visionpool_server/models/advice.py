@@ -7,7 +7,9 @@ from visionpool_server.families import TASKS, picture_shape
 from visionpool_server.models.guess import is_detr, one_a_cell
 
 _QUERIES = (100, 300, 900)  # what detection transformers have
-_CLASSIFIER = "if it is a classifier, write a model.yaml beside it: {{task: classification, labels: FILE, preprocess: {steps}}}"
+_CLASSIFIER = (
+    "if it is a classifier, write a model.yaml beside it: {{task: classification, labels: FILE, preprocess: {steps}}}"
+)
 _IMAGENET = "{normalize: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}"
 _PICODET = "if it is a PicoDet, write a model.yaml beside it: {task: detection, family: picodet, labels: FILE}"
 _TRANSFORMER = "if it is an RT-DETR, write a model.yaml beside it: {family: rtdetr, labels: FILE}"

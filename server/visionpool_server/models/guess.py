@@ -54,10 +54,12 @@ def is_detr(signature: Signature) -> bool:
 
 
 def _is_segmenter(signature: Signature) -> bool:
-    """Rows, and prototypes of masks a quarter of the picture's size."""
+    """Rows for a YOLO's anchors, and prototypes of masks a quarter of the picture's size. MaskFormer has queries."""
     shapes = sorted((spec.shape or () for spec in signature.outputs), key=len)
     size = fixed_size(signature)
     if size is None or [len(shape) for shape in shapes] != [3, 4]:
+        return False
+    if max(side or 0 for side in shapes[0][1:]) not in _anchors(signature):
         return False
     quarter, prototypes = (size[0] // 4, size[1] // 4), shapes[1]
     masks = prototypes[1] if prototypes[2:] == quarter else prototypes[3] if prototypes[1:3] == quarter else None

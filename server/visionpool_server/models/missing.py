@@ -9,11 +9,14 @@ from visionpool.errors import InvalidModel
 
 # An entry of `TensorProto.external_data`: the key "location", then the length of the file's name and the name (onnx.proto).
 _EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])([^\x00]{1,127})")
+_LFS = b"version https://git-lfs"
 
 
 def missing_part(weights: Path) -> InvalidModel | None:
     """The file that a model which cannot be read lacks, if it lacks one."""
     program = weights / "saved_model.pb" if weights.is_dir() else weights
+    if _content(program).startswith(_LFS):
+        return InvalidModel(f"{program.name} is a pointer of Git LFS, not the file itself", hint="git lfs pull")
     match program.suffix:
         case ".onnx":
             return _missing_data(weights)

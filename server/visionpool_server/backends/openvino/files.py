@@ -20,7 +20,7 @@ _DTYPES = {
     "bf16": "bfloat16",
     "string": "bytes",
 }
-_LEADING = ("Exception from", "Check '", "FrontEnd API failed with")
+_LEADING = ("Exception from", "Check '", "FrontEnd API failed with", "Loading input model", "Converting input model")
 
 
 @cache
