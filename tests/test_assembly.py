@@ -36,6 +36,8 @@ class Picky:
     def describe(self) -> Placement:
         return Placement("picky", "CPU", "f32")
 
+    def shape_use(self) -> None: ...
+
     def close(self) -> None: ...
 
 

@@ -85,6 +85,8 @@ class Gate:
     def describe(self) -> Placement:
         return self.engine.describe()
 
+    def shape_use(self) -> None: ...
+
     def close(self) -> None:
         self.closed = True
 
