@@ -119,7 +119,7 @@ class TestBoxes:
         np.testing.assert_allclose(quads[0][[0, 2]], expected, atol=1.01)
 
     def test_what_scores_low_or_is_thin_is_left_out(self) -> None:
-        assert len(boxes_of(self.bright((40, 30, 60, 20), likely=0.55), Binarization())[0]) == 0
+        assert len(boxes_of(self.bright((40, 30, 60, 20), likely=0.45), Binarization())[0]) == 0
         assert len(boxes_of(self.bright((40, 30, 60, 20), likely=0.55), Binarization(box_threshold=0.5))[0]) == 1
         assert len(boxes_of(self.bright((40, 30, 60, 20), likely=0.25), Binarization(box_threshold=0.1))[0]) == 0
         assert len(boxes_of(self.bright((40, 30, 60, 2)), Binarization())[0]) == 0

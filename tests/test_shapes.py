@@ -212,7 +212,8 @@ def sizes() -> Iterator[Callable[[], bytes]]:
 def test_memory_stays_flat_over_500_pictures_of_random_sizes(
     tmp_path: Path, serve: Serve, sizes: Callable[[], bytes], backend: str
 ) -> None:
-    """With the bound taken away (max_shapes: 10000) OpenVINO takes 100 MB more."""
+    """With the bound taken away (max_shapes: 10000) OpenVINO takes 100 MB more, and goes on so. The largest comes first, to
+    every worker: its activations are memory that is needed."""
     classifier(tmp_path / "any" / "any.onnx", channels=16, layers=24)
     config = {
         "task": "classification",
@@ -224,13 +225,18 @@ def test_memory_stays_flat_over_500_pictures_of_random_sizes(
     server = serve(tmp_path / "any")
     process = psutil.Process(server.process.pid)
     with httpx.Client(base_url=server.url, timeout=60) as client:
+        largest = encode(tiny_models.picture(256, 256), "png")
+        with ThreadPoolExecutor(4) as threads:
+            for answer in threads.map(lambda _: client.post("/v1/models/any/predict", content=largest), range(32)):
+                assert answer.status_code == 200, answer.text
         used = []
         for _ in range(500):
             answer = client.post("/v1/models/any/predict", content=sizes(), headers={"Content-Type": "image/jpeg"})
             assert answer.status_code == 200, answer.text
             used.append(process.memory_info().rss / 2**20)
         told = client.get("/v1/models/any").json()["workers"][0]["shapes"]
-    assert max(used[400:]) < max(used[:100]) + 40  # MB
+    assert max(used[100:]) < max(used[:100]) + 50  # MB
+    assert max(used[300:]) < max(used[:300]) + 10
     if backend == "openvino":
         assert (told["limit"], told["compiled"]) == (4, 4)
         assert told["dropped"] > 100
