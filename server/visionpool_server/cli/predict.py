@@ -6,20 +6,18 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 from visionpool.errors import InvalidImage, InvalidSetting, TooLarge, UnsupportedMedia
-from visionpool.results import ClassifyResult, DetectionResult, OCRResult, Result
+from visionpool.results import Result
 
 from visionpool_server import settings as flags
+from visionpool_server.cli.result_tables import table
 from visionpool_server.families import Options
 from visionpool_server.models.loader import Defaults
 
@@ -160,30 +158,3 @@ class _Target:
         same = self._stems.count(picture.stem)
         self._stems.append(picture.stem)
         return f"{picture.stem}-{same + 1}.jpg" if same else f"{picture.stem}.jpg"
-
-
-def table(result: Result) -> Table:
-    """A result for the eye."""
-    shown = Table()
-    match result:
-        case DetectionResult():
-            for column in ("label", "score", "xmin", "ymin", "xmax", "ymax"):
-                shown.add_column(column, justify="left" if column == "label" else "right")
-            for label, score, box in zip(result.labels, result.scores, result.boxes, strict=True):
-                shown.add_row(label, f"{score:.3f}", *(f"{value:.1f}" for value in box))
-        case ClassifyResult():
-            shown.add_column("label")
-            shown.add_column("score", justify="right")
-            for label, score in zip(result.labels, result.scores, strict=True):
-                shown.add_row(label, f"{score:.4f}")
-        case OCRResult() if result.text:
-            for column in ("text", "score", "box"):
-                shown.add_column(column, justify="right" if column == "score" else "left")
-            for text, score, corners in zip(result.text, result.rec_scores, result.boxes, strict=True):
-                shown.add_row(escape(text), f"{score:.3f}", " ".join(map(str, corners)))
-        case _:
-            shown.add_column("field")
-            shown.add_column("value")
-            for name, value in asdict(result).items():
-                shown.add_row(name, str(value)[:200])
-    return shown
