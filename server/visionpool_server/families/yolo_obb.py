@@ -19,7 +19,7 @@ from visionpool.results import Result
 from visionpool_server.families import FamilySpec, Options, Tensors, image_input, numbered
 from visionpool_server.families.boxes import CandidateDetector, Candidates, detection_result
 from visionpool_server.families.rotated import corners_of, enclosing, non_maximum_suppression
-from visionpool_server.families.yolo_rows import Layout, read, unit
+from visionpool_server.families.yolo_rows import Layout, only_output, read, unit
 from visionpool_server.imaging.recipe import Geometry, Letterbox, Recipe
 
 _USUAL_SIZE = (1024, 1024)  # what Ultralytics trains on DOTA
@@ -33,7 +33,7 @@ class YoloObb(CandidateDetector):
         self.image_input, fixed = image_input(spec)
         size = fixed or spec.input_size or _USUAL_SIZE
         self.recipe = spec.recipe or Recipe((Letterbox(size),))
-        self._output = _only_output(spec)
+        self._output = only_output(spec, "a YOLO model of oriented boxes", "obb")
         self._layout: Layout = "final" if spec.settings.get("suppressed") else "v8"
         self.class_count = self._class_count(spec)
         self.labels = spec.labels or numbered(self.class_count)
@@ -77,13 +77,3 @@ class YoloObb(CandidateDetector):
         if middle is not None and middle < 6:
             raise InvalidModel(f"{middle} values an anchor have no room for classes", hint="check the family")
         return None if middle is None else middle - 5
-
-
-def _only_output(spec: FamilySpec) -> str:
-    outputs = list(spec.outputs.items())
-    if len(outputs) != 1 or len(outputs[0][1]) != 3:
-        raise InvalidModel(
-            f"a YOLO model of oriented boxes has one 3-D output; this one has {dict(spec.outputs)}",
-            hint="export it for the task 'obb'",
-        )
-    return outputs[0][0]

@@ -20,7 +20,7 @@ from visionpool.results import KeyPointDetectionResult
 from visionpool_server.families import FamilySpec, Options, Tensors, image_input, numbered
 from visionpool_server.families.boxes import CandidateDetector, Candidates, Floats, corners, detection_result
 from visionpool_server.families.points import rounded_points, within_reach
-from visionpool_server.families.yolo_rows import Layout, read, unit
+from visionpool_server.families.yolo_rows import Layout, only_output, read, unit
 from visionpool_server.imaging.recipe import Geometry, Letterbox, Recipe
 
 _USUAL_SIZE = (640, 640)
@@ -35,7 +35,7 @@ class YoloPose(CandidateDetector):
         self.image_input, fixed = image_input(spec)
         size = fixed or spec.input_size or _USUAL_SIZE
         self.recipe = spec.recipe or Recipe((Letterbox(size),))
-        self._output = _only_output(spec)
+        self._output = only_output(spec, "a YOLO pose model", "pose")
         self._joints, self._numbers = _joints(spec)
         self._layout: Layout = "final" if spec.settings.get("suppressed") else "v8"
         self.class_count = self._class_count(spec)
@@ -87,16 +87,6 @@ class YoloPose(CandidateDetector):
                 hint="say postprocess.kpt_shape: [JOINTS, NUMBERS] in model.yaml",
             )
         return len(spec.labels) or None if self._layout == "final" else count
-
-
-def _only_output(spec: FamilySpec) -> str:
-    outputs = list(spec.outputs.items())
-    if len(outputs) != 1 or len(outputs[0][1]) != 3:
-        raise InvalidModel(
-            f"a YOLO pose model has one 3-D output; this one has {dict(spec.outputs)}",
-            hint="export it for the task 'pose'",
-        )
-    return outputs[0][0]
 
 
 def _joints(spec: FamilySpec) -> tuple[int, int]:

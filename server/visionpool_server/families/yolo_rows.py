@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from visionpool.errors import InvalidModel
 
+from visionpool_server.families import FamilySpec
 from visionpool_server.families.boxes import Floats, Ints
 
 EVALUATION_THRESHOLD = 0.01
@@ -27,6 +29,16 @@ Anchors = NDArray[np.intp]
 Layout = Literal["v5", "v8", "final"]
 _MOST = 1e6  # no class has a higher number
 _SHARES = 2.0  # boxes at the picture's border reach a little beyond 1; pixels go far over it, as anchors are all over the picture
+
+
+def only_output(spec: FamilySpec, what: str, task: str) -> str:
+    """The name of the one output of `what`. Raises InvalidModel for a model with others."""
+    outputs = list(spec.outputs.items())
+    if len(outputs) != 1 or len(outputs[0][1]) != 3:
+        raise InvalidModel(
+            f"{what} has one 3-D output; this one has {dict(spec.outputs)}", hint=f"export it for the task '{task}'"
+        )
+    return outputs[0][0]
 
 
 def unit(output: Floats, layout: Layout, size: tuple[int, int] | None) -> Floats:
