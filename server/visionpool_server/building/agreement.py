@@ -20,6 +20,7 @@ from visionpool.results import (
     SegmentationResult,
 )
 
+from visionpool_server.evaluation.overlaps import overlaps
 from visionpool_server.families import Tensors
 
 Figures = dict[str, float]
@@ -126,7 +127,7 @@ def _mean(values: Sequence[float]) -> float:
 def _partners(a: _Objects, b: _Objects) -> list[tuple[float, float, float | None]]:
     """IoU, score difference and distance of points of each box of `a`, best first, with the free box of `b` of its class
     that overlaps most."""
-    overlap = _overlaps(a.boxes, b.boxes)
+    overlap = overlaps(a.boxes, b.boxes)
     overlap *= a.label_ids.reshape(-1, 1) == b.label_ids.reshape(1, -1)
     found = []
     for index in range(len(a.boxes)):
@@ -159,17 +160,6 @@ def _texts(pairs: Sequence[tuple[OCRResult, OCRResult]]) -> Figures:
         "same_text": float(np.mean([a == b for a, b in said])),
         "text_similarity": float(np.mean([SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in said])),
     }
-
-
-def _overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of boxes (N, 4) and (M, 4), xyxy: (N, M)."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (high - low).clip(0).prod(axis=2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - shared
-    found: NDArray[np.float64] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return found
 
 
 def _classes(pairs: Sequence[tuple[ClassifyResult, ClassifyResult]]) -> Figures:

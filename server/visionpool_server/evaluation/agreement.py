@@ -25,6 +25,7 @@ from visionpool_server.evaluation.classes import named
 from visionpool_server.evaluation.extra import needed
 from visionpool_server.evaluation.judges.segmentation import label_map
 from visionpool_server.evaluation.judges.text import spoken, where_apart
+from visionpool_server.evaluation.overlaps import overlaps
 from visionpool_server.evaluation.report import PictureDifference
 from visionpool_server.families import label_of
 
@@ -177,12 +178,7 @@ class _Boxes:
 
 def _matched(one: _Boxes, other: _Boxes) -> list[tuple[int, int, float]]:
     """Pairs of the same class that overlap enough, best overlap first, each box once: (index, index, IoU)."""
-    low = np.maximum(one.boxes[:, None, :2], other.boxes[None, :, :2])
-    high = np.minimum(one.boxes[:, None, 2:], other.boxes[None, :, 2:])
-    shared = np.maximum(high - low, 0).prod(axis=2)
-    areas = [(b.boxes[:, 2:] - b.boxes[:, :2]).prod(axis=1) for b in (one, other)]
-    union = areas[0][:, None] + areas[1][None] - shared
-    iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    iou = overlaps(one.boxes, other.boxes)
     iou[one.label_ids[:, None] != other.label_ids[None]] = 0
     pairs = []
     rows, columns = np.nonzero(iou >= _SAME_OBJECT)

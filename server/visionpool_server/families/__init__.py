@@ -151,7 +151,11 @@ class PictureFamily:
 
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, geometry)
+        return Prepared({self.image_input: prepared, **self.beside(geometry)}, geometry)
+
+    def beside(self, geometry: Geometry) -> Tensors:  # noqa: ARG002  families override it
+        """What the graph takes of a picture beside the picture."""
+        return {}
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
         return _alone(outputs, count) if self.one_at_a_time else split_by_row(outputs, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import cv2
@@ -78,6 +78,11 @@ class CandidateDetector(PictureFamily):
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         """Those that score over `threshold`."""
         raise NotImplementedError
+
+    def suppress_nothing(self) -> None:
+        """For a graph that leaves a row for each object: there is no threshold to choose."""
+        self.accepts = self.accepts - {"iou_threshold"}
+        self.defaults = replace(self.defaults, iou_threshold=None)
 
     def suppressed(self, found: Candidates, iou_threshold: float, limit: int) -> NDArray[np.intp]:
         """The indices that stay, best score first, at most `limit`."""

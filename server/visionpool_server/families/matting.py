@@ -13,18 +13,16 @@ from visionpool.results import SegmentationResult
 from visionpool_server.families import (
     FamilySpec,
     Options,
-    PictureFamily,
-    Prepared,
     Tensors,
     image_input,
 )
-from visionpool_server.families.pixel_maps import ClassMap, restored, result_of, with_prepared_size
-from visionpool_server.imaging.recipe import Geometry, Image
+from visionpool_server.families.pixel_maps import ClassMap, MapFamily, restored, result_of
+from visionpool_server.imaging.recipe import Geometry
 
 _NAMES = ("alpha", "pha", "matte", "output")
 
 
-class Matting(PictureFamily):
+class Matting(MapFamily):
     """Output (N, 1, H, W) or (N, H, W), 0 to 1."""
 
     accepts = frozenset({"compact", "score_threshold", "output"})
@@ -42,10 +40,6 @@ class Matting(PictureFamily):
         self.labels = spec.labels or ("background", "foreground")
         self.class_count: int | None = 2
         self.defaults = spec.defaults.over(self.fallback)
-
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, with_prepared_size(geometry, prepared))
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> SegmentationResult:
         chosen = options.over(self.defaults)

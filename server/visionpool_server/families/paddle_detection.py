@@ -20,7 +20,6 @@ from visionpool_server.families import (
     FamilySpec,
     Options,
     PictureFamily,
-    Prepared,
     Tensors,
     class_ids,
     image_input,
@@ -28,7 +27,7 @@ from visionpool_server.families import (
 from visionpool_server.families.boxes import allowed, detection_result
 from visionpool_server.families.instance_masks import Pixels, cut_out, with_masks
 from visionpool_server.families.paddle_inputs import recipe_said, side_inputs, side_tensors, without_offset
-from visionpool_server.imaging.recipe import Geometry, Image
+from visionpool_server.imaging.recipe import Geometry
 
 
 class PaddleDetection(PictureFamily):
@@ -45,9 +44,8 @@ class PaddleDetection(PictureFamily):
         self.labels = spec.labels
         self.class_count = len(spec.labels) or None  # the rows do not say
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared, **side_tensors(self._side_inputs, geometry)}, geometry)
+    def beside(self, geometry: Geometry) -> Tensors:
+        return side_tensors(self._side_inputs, geometry)
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
         """Rows of picture i follow those of picture i - 1; a runtime that pads gives each picture an equal share.

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from visionpool.results import SegmentationResult
 
+from visionpool_server.families import PictureFamily, Prepared
 from visionpool_server.families.boxes import Floats
 from visionpool_server.families.scores import finite
 from visionpool_server.imaging.masks import png_of
@@ -37,13 +38,18 @@ class ClassMap:
     scores: Floats | None = None
 
 
-def with_prepared_size(geometry: Geometry, prepared: Image) -> Geometry:
-    """`geometry` that knows how large the prepared picture was: the map of a model may be smaller."""
-    return replace(geometry, undo=(Undo((prepared.shape[0], prepared.shape[1])), *geometry.undo))
+class MapFamily(PictureFamily):
+    """A family whose outputs are maps of the picture."""
+
+    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+        """The geometry knows how large the prepared picture is: the map of a model may be smaller."""
+        prepared, geometry = self.recipe.prepare(image, geometry)
+        undo = Undo((prepared.shape[0], prepared.shape[1]))
+        return Prepared({self.image_input: prepared}, replace(geometry, undo=(undo, *geometry.undo)))
 
 
 def restored(plane: NDArray[Any], geometry: Geometry, interpolation: int = cv2.INTER_LINEAR) -> NDArray[Any]:
-    """`plane` (h, w) as (H, W) of the original. What a crop has cut off is 0. `geometry` is `with_prepared_size`."""
+    """`plane` (h, w) as (H, W) of the original. What a crop has cut off is 0. `geometry`: as `MapFamily` prepares."""
     for step in _steps_back(geometry):
         plane = _resized(plane, step.size, interpolation) if step.at is None else _window(plane, step.size, step.at)
     return plane

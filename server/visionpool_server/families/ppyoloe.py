@@ -11,10 +11,10 @@ import numpy as np
 from visionpool.errors import InvalidModel
 from visionpool.results import Result
 
-from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, image_input, numbered
+from visionpool_server.families import FamilySpec, Options, Tensors, image_input, numbered
 from visionpool_server.families.boxes import CandidateDetector, Candidates, Floats, detection_result
 from visionpool_server.families.paddle_inputs import SCALE, recipe_said, side_inputs, side_tensors, without_offset
-from visionpool_server.imaging.recipe import Geometry, Image
+from visionpool_server.imaging.recipe import Geometry
 
 
 class PpYoloe(CandidateDetector):
@@ -31,9 +31,8 @@ class PpYoloe(CandidateDetector):
         self.class_count = _class_count(spec, self._boxes, self._scores)
         self.labels = spec.labels or numbered(self.class_count)
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared, **side_tensors(self._side_inputs, geometry)}, geometry)
+    def beside(self, geometry: Geometry) -> Tensors:
+        return side_tensors(self._side_inputs, geometry)
 
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         boxes, scores = self._parts(outputs)

@@ -15,23 +15,21 @@ from visionpool.results import SegmentationResult
 from visionpool_server.families import (
     FamilySpec,
     Options,
-    PictureFamily,
-    Prepared,
     Tensors,
     image_input,
     numbered,
     picture_shape,
 )
 from visionpool_server.families.boxes import Floats
-from visionpool_server.families.pixel_maps import ClassMap, highest_classes, restored, result_of, with_prepared_size
+from visionpool_server.families.pixel_maps import ClassMap, MapFamily, highest_classes, restored, result_of
 from visionpool_server.families.scores import Activation, activation_of, sigmoid, still_to_do
-from visionpool_server.imaging.recipe import Geometry, Image
+from visionpool_server.imaging.recipe import Geometry
 
 Kind = Literal["classes", "scores", "foreground"]
 _TWO = ("background", "foreground")
 
 
-class Segmentation(PictureFamily):
+class Segmentation(MapFamily):
     """Output, by `kind`: "classes" (N, H, W) or (N, 1, H, W), ids; "scores" (N, C, H, W) or (N, H, W, C); "foreground"
     (N, 1, H, W) or (N, H, W), what one class scores against the background.
 
@@ -58,10 +56,6 @@ class Segmentation(PictureFamily):
         self.accepts |= {"score_threshold"} if self.kind == "foreground" else frozenset()
         usual = Options(score_threshold=0.5) if self.kind == "foreground" else Options()
         self.defaults = spec.defaults.over(usual)
-
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared}, with_prepared_size(geometry, prepared))
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> SegmentationResult:
         chosen = options.over(self.defaults)

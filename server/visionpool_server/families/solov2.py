@@ -18,7 +18,6 @@ from visionpool_server.families import (
     FamilySpec,
     Options,
     PictureFamily,
-    Prepared,
     Tensors,
     class_ids,
     image_input,
@@ -26,7 +25,7 @@ from visionpool_server.families import (
 from visionpool_server.families.boxes import allowed, detection_result
 from visionpool_server.families.instance_masks import Pixels, cut_out, with_masks
 from visionpool_server.families.paddle_inputs import recipe_said, side_inputs, side_tensors
-from visionpool_server.imaging.recipe import Geometry, Image
+from visionpool_server.imaging.recipe import Geometry
 
 
 class SoloV2(PictureFamily):
@@ -43,9 +42,8 @@ class SoloV2(PictureFamily):
         self.labels = spec.labels
         self.class_count = len(spec.labels) or None  # the outputs do not say
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
-        prepared, geometry = self.recipe.prepare(image, geometry)
-        return Prepared({self.image_input: prepared, **side_tensors(self._side_inputs, geometry)}, geometry)
+    def beside(self, geometry: Geometry) -> Tensors:
+        return side_tensors(self._side_inputs, geometry)
 
     def finish(self, outputs: Tensors, geometry: Geometry, options: Options) -> DetectionResult:
         chosen = options.over(self.defaults)

@@ -39,8 +39,7 @@ class YoloObb(CandidateDetector):
         self.labels = spec.labels or numbered(self.class_count)
         self.defaults = spec.defaults.over(_FALLBACK)
         if self._layout == "final":
-            self.accepts = self.accepts - {"iou_threshold"}
-            self.defaults = replace(self.defaults, iou_threshold=None)
+            self.suppress_nothing()
 
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         output = outputs[self._output]

@@ -11,8 +11,6 @@ there is none where the model gives two numbers. A joint may lie beside the pict
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from visionpool.errors import InvalidModel
 from visionpool.results import KeyPointDetectionResult
@@ -42,8 +40,7 @@ class YoloPose(CandidateDetector):
         self.labels = spec.labels or numbered(self.class_count)
         self.defaults = spec.defaults.over(_FALLBACK)
         if self._layout == "final":
-            self.accepts = self.accepts - {"iou_threshold"}
-            self.defaults = replace(self.defaults, iou_threshold=None)
+            self.suppress_nothing()
 
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         output = outputs[self._output]

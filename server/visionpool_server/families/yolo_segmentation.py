@@ -51,7 +51,7 @@ class YoloSegmentation(CandidateDetector):
         self.labels = spec.labels or numbered(self.class_count)
         self.defaults = spec.defaults.over(_FALLBACK[self._layout])
         if self._layout == "final":
-            self.accepts = self.accepts - {"iou_threshold"}
+            self.suppress_nothing()
 
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:
         rows = outputs[self._rows]
