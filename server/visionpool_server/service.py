@@ -86,7 +86,8 @@ class Service:
         """The prediction, and the picture with it drawn in. The picture is decoded again for that: kept meanwhile, many
         of them would fill the memory."""
         ask = replace(ask, options=replace(ask.options, compact=None))
-        check_options(model, ask.options)
+        if model.pipeline:
+            check_options(model, ask.options)
         jobs = [] if model.pipeline else self._jobs(model, [picture], ask)
         with model.pool.places(1):
             if model.pipeline:
