@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,16 @@ Layout = Literal["NCHW", "NHWC", "CHW"]  # CHW: a model of one picture, without 
 BACKENDS = {
     "openvino": "visionpool_server.backends.openvino:OpenVinoBackend",
     "onnxruntime": "visionpool_server.backends.onnxruntime:OnnxRuntimeBackend",
+    "tensorrt": "visionpool_server.backends.tensorrt:TensorRtBackend",
     "remote": "visionpool_server.backends.remote:RemoteBackend",
     "fake": "visionpool_server.backends.fake:FakeBackend",
 }
-_EXTRAS = {"openvino": "server,openvino", "onnxruntime": "server,onnxruntime", "remote": "server"}
+_EXTRAS = {
+    "openvino": "server,openvino",
+    "onnxruntime": "server,onnxruntime",
+    "tensorrt": "server,tensorrt",
+    "remote": "server",
+}
 Ending = Literal["softmax", "sigmoid", "argmax", "logits"]  # logits: a linear layer, whose numbers are no scores yet
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
@@ -77,13 +83,26 @@ class Signature:
 @dataclass(frozen=True, slots=True)
 class ImageInput:
     """The input that takes the picture: the engine takes (N, H, W, 3) RGB there, uint8 or, where its values are no whole
-    numbers, float32, and does the arithmetic itself."""
+    numbers, float32, and does the arithmetic itself.
+
+    `unprepared`: it takes (N,) objects there, each an `imaging.unprepared.Unprepared`, and resizes them itself too. Only
+    engines on NVIDIA GPUs do, and `size` is known then.
+    """
 
     name: str
     layout: Layout
     arithmetic: Arithmetic
     size: tuple[int, int] | None = None  # (height, width); None leaves it dynamic
     dtype: Literal["uint8", "float32"] = "uint8"
+    unprepared: bool = False
+
+
+class ShapeRange(NamedTuple):
+    """The shapes of one input that an engine is built for; it is quickest at `opt`."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +120,8 @@ class LoadOptions:
     max_batch_size: int | None = None
     batch_sizes: tuple[int, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    profiles: tuple[Mapping[str, ShapeRange], ...] = ()  # TensorRT's: by input, for each the engine is tuned
+    plugins: tuple[Path, ...] = ()  # TensorRT's: libraries, and Python files, of further layers
     max_shapes: int = 8  # of dynamic inputs: so many stay compiled
     cpu_operators: tuple[str, ...] = ()
     cache_dir: Path | None = None
@@ -142,6 +163,31 @@ class Context(Protocol):
 
         The outputs may be views that the next call overwrites: use them up before.
         """
+
+
+class Pending(Protocol):
+    """A batch that is under way."""
+
+    def outputs(self) -> Tensors:
+        """Waits for them, and raises what failed. Views, until `depth` further batches have begun. Asked for once."""
+
+
+@runtime_checkable
+class DeepContext(Protocol):
+    """A context that takes the next batch in while one is computed: what is copied to a device and back overlaps then."""
+
+    @property
+    def depth(self) -> int:
+        """How many batches may have begun whose outputs were not asked for yet; they are asked for in order."""
+
+    def begin(self, batch: Tensors) -> Pending:
+        """Returns as soon as the batch's arrays may be overwritten."""
+
+    def infer(self, batch: Tensors) -> Tensors:
+        """As `Context.infer`."""
+
+    def close(self) -> None:
+        """Frees what is its own, once nothing is under way. Called on the thread that used it."""
 
 
 class Engine(Protocol):

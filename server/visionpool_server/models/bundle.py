@@ -17,12 +17,29 @@ Task = Literal["classification", "detection", "segmentation", "ocr", "keypoints"
 Share = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
 Dimension = Annotated[int, Field(ge=-1, le=2**31 - 1)]  # -1 or 0: left dynamic
+Extent = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Url = Annotated[str, Field(pattern=r"^grpcs?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")]
 _TAG = "#"  # marks which form of a value was meant; no part of a key's path
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Profile(_Part):
+    """The shapes of one input, as trtexec's --minShapes, --optShapes and --maxShapes say them."""
+
+    min: tuple[Extent, ...]
+    opt: tuple[Extent, ...]
+    max: tuple[Extent, ...]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max are shapes of one tensor, with as many dimensions each")
+        if any(not low <= usual <= high for low, usual, high in zip(self.min, self.opt, self.max, strict=True)):
+            raise ValueError("in each dimension min is at most opt, and opt at most max")
+        return self
 
 
 class Runtime(_Part):
@@ -34,6 +51,9 @@ class Runtime(_Part):
     device: str | None = None
     precision: Precision | None = None
     shapes: dict[str, tuple[Dimension, ...]] = {}
+    profiles: tuple[dict[str, Profile], ...] = ()  # TensorRT: ranges of shapes that the engine is built for
+    plugins: tuple[str, ...] = ()  # TensorRT: libraries and Python files of layers, beside model.yaml
+    prepare_on: Literal["cpu", "gpu"] = "cpu"  # where pictures are resized; gpu: on the one that runs the model
     max_shapes: int = Field(8, ge=1, le=10_000)  # of dynamic inputs: so many stay compiled
     cpu_operators: tuple[str, ...] = ()
     cache_dir: Path | None = None

@@ -9,7 +9,16 @@ from pathlib import Path
 from visionpool.errors import InvalidModel
 
 from visionpool_server.assembly import Assembly, Pictures, Rows, Whole
-from visionpool_server.backends import Backend, Engine, ImageInput, LoadOptions, Precision, Source, device_name
+from visionpool_server.backends import (
+    Backend,
+    Engine,
+    ImageInput,
+    LoadOptions,
+    Precision,
+    ShapeRange,
+    Source,
+    device_name,
+)
 from visionpool_server.families import Family
 from visionpool_server.models.bundle import Bundle, Workers
 from visionpool_server.pool import Pool, PoolOptions
@@ -37,6 +46,7 @@ class Loading:
     source: Source
     bundle: Bundle
     defaults: Defaults
+    folder: Path  # of its model.yaml
 
     def picture_pool(self, family: Family, image: ImageInput) -> Pool:
         return self._pool(self._engines(image), Pictures(family.split))
@@ -79,6 +89,11 @@ class Loading:
             max_batch_size=batching.max_batch_size,
             batch_sizes=batching.sizes,
             shapes=runtime.shapes,
+            profiles=tuple(
+                {name: ShapeRange(said.min, said.opt, said.max) for name, said in profile.items()}
+                for profile in runtime.profiles
+            ),
+            plugins=tuple(self.folder / name for name in runtime.plugins),
             max_shapes=runtime.max_shapes,
             cpu_operators=runtime.cpu_operators,
             cache_dir=runtime.cache_dir or self.defaults.cache_dir,

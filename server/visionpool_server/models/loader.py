@@ -74,7 +74,7 @@ def _load(
     found = _found(files, written, signature, usual_family)
     bundle = written.over(found.bundle.over(said))
     check_shapes(bundle, signature)
-    loading = Loading(written.name or files.name, backend, source, bundle, defaults)
+    loading = Loading(written.name or files.name, backend, source, bundle, defaults, files.folder)
     family_name = _family_name(bundle, signature)
     if family_name is None:
         return _tensor_model(files, written, signature, loading)

@@ -1,0 +1,1 @@
+"""Models on NVIDIA GPUs through TensorRT."""
