@@ -111,7 +111,7 @@ def test_a_converted_model_keeps_its_name_and_is_served_by_either_backend(
     model = load(program.parent, backend=backend, cache_dir=tmp_path / "kept")
     assert (model.name, model.task) == ("means", "tensor")
     pictures = np.random.default_rng(0).random((2, 3, 8, 8)).astype(np.float32)
-    engine, _ = model.pool.engines[0]
+    engine = model.pool.groups[0].engine
     (answer,) = engine.clone().infer({"picture": pictures}).values()
     assert np.allclose(answer, format_models.means(pictures, "NCHW"), atol=1e-6)
 

@@ -706,7 +706,7 @@ def test_a_model_that_takes_bytes_gets_the_picture_as_it_is(tmp_path: Path) -> N
     graph.save(tmp_path / "m.onnx")
     (tmp_path / "model.yaml").write_text("{task: classification, input_size: [8, 8], labels: [r, g, b]}")
     model = load_model(find_models(tmp_path)[0], Defaults())
-    context = model.pool.engines[0][0].clone()
+    context = model.pool.groups[0].engine.clone()
     image = np.broadcast_to(np.array([200, 100, 50], np.uint8), (1, 8, 8, 3)).copy()
     assert context.infer({"image": image})["means"][0] == pytest.approx([200, 100, 50])
     (tmp_path / "model.yaml").write_text(

@@ -32,8 +32,6 @@ FORMATS = [
     ("yolo.param", "ncnn", "export the model it was made from"),
     ("model.ncnn.bin", "weights without their model", "ncnn"),
     ("yolo.rknn", "compiled for one kind of chip", "serve the .onnx"),
-    ("yolo.engine", "TensorRT engine, which is not served yet", "serve the .onnx file that it was built from"),
-    ("yolo.plan", "TensorRT engine, which is not served yet", "serve the .onnx file that it was built from"),
     ("yolo.uff", "TensorRT's old form", "frozen .pb"),
     ("model_final.pdparams", "Paddle checkpoint", "tools/export_model.py -c CONFIG"),
     ("model_final.pdopt", "Paddle checkpoint", "tools/export.py --config CONFIG"),
@@ -130,11 +128,9 @@ def test_a_model_that_is_not_read_is_not_passed_over_in_a_repository(tmp_path: P
     tiny_models.yolov8(tmp_path / "good" / "m.onnx")
     written(tmp_path / "pictures", "pictures.zip")
     assert [files.name for files in find_models(tmp_path)] == ["good"]
-    written(tmp_path / "theirs" / "1", "model.plan")
+    written(tmp_path / "theirs" / "1", "model.rknn")
     error = refused(tmp_path)
-    assert error.message.endswith(
-        "theirs/1/model.plan is a TensorRT engine, which is not served yet, and runs on one kind of GPU only"
-    )
+    assert error.message.endswith("theirs/1/model.rknn is compiled for one kind of chip")
 
 
 def test_a_saved_models_own_files_are_no_checkpoint(tmp_path: Path) -> None:

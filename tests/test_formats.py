@@ -282,7 +282,7 @@ def test_pictures_of_any_kind_become_one_grey_channel(tmp_path: Path) -> None:
         assert model.family
         image = tiny_models.picture(32, 32)
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        engine, _ = model.pool.engines[0]
+        engine = model.pool.groups[0].engine
         given = model.family.prepare(image).tensors["x"]
         assert np.array_equal(given[:, :, 0], grey)
         (ours,) = engine.clone().infer({"x": np.ascontiguousarray(given[None])}).values()

@@ -354,7 +354,7 @@ def detections(folder: Path, pictures: list[bytes]) -> tuple[Placement, ShapeUse
 
     with offline([folder], Defaults(precision="f32"), max_pixels=1_000_000) as service:
         (found,) = service.models
-        (engine, _), *_ = found.pool.engines
+        engine = found.pool.groups[0].engine
         results = [asyncio.run(service.predict(found, each, Ask(timeout=60))).result for each in pictures]
         return found.pool.placements[0], engine.shape_use(), results
 

@@ -353,7 +353,7 @@ def test_an_unloaded_model_is_gone_even_where_it_was_frozen(place: Place) -> Non
 
     async def work() -> None:
         await place.control.load("a")
-        engine = weakref.ref(place.models.get("a").pool.engines[0][0])
+        engine = weakref.ref(place.models.get("a").pool.groups[0].engine)
         gc.freeze()
         try:
             await place.control.unload("a")

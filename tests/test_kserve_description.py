@@ -191,9 +191,9 @@ class Unbatched(FakeEngine):
 
 def stub(*inputs: TensorSpec, outputs: tuple[TensorSpec, ...] = ()) -> Model:
     from visionpool_server.assembly import Whole
-    from visionpool_server.pool import Pool
+    from visionpool_server.pool import Group, Pool
 
-    pool = Pool("stub", [(Unbatched(LoadOptions()), 1)], Whole())
+    pool = Pool("stub", [Group(Unbatched(LoadOptions()), 1)], Whole())
     return cast(Model, Stub(Signature(inputs, outputs), pool))
 
 
@@ -263,7 +263,7 @@ def test_real_files_say_which_own_tensors_they_take(testdata: Path, name: str) -
     with loaded(testdata / "models" / name) as model:
         shapes = [[1 if size < 0 else size for size in shape] for shape in shown_shapes(model)[:2]]
         shapes = shapes[: len(model.signature.inputs)]
-        engine, _ = model.tensor_pool().engines[0]
+        engine = model.tensor_pool().groups[0].engine
         feeds = {
             spec.name: np.ones(shape, spec.dtype) for spec, shape in zip(model.signature.inputs, shapes, strict=True)
         }

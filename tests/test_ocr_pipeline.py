@@ -490,7 +490,7 @@ class TestControl:
         folder = tiny.pipeline(tmp_path / "ocr")
         (folder / "tiny_cls" / "model.yaml").write_text("runtime: {max_shapes: 3}\n", encoding="utf-8")
         with offline([folder], Defaults(), max_pixels=50_000_000) as service:
-            uses = {model.name: model.pool.engines[0][0].shape_use() for model in service.models if model.family}
+            uses = {model.name: model.pool.groups[0].engine.shape_use() for model in service.models if model.family}
         assert uses["ocr.read"] and uses["ocr.read"].limit >= len(WIDTHS)
         assert uses["ocr.classify"] is None or uses["ocr.classify"].limit == 3
 

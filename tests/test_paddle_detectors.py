@@ -147,7 +147,7 @@ def placed(folder: Path, pictures: list[bytes]) -> tuple[dict[str, tuple[str, ..
 
     with offline([folder], Defaults(precision="f32", workers=1), max_pixels=1_000_000) as service:
         (model,) = service.models
-        engines = [engine for engine, _ in model.pool.engines]
+        engines = [group.engine for group in model.pool.groups]
         devices = dict(engines[0].describe().devices)
     return devices, predicted(folder, pictures)
 

@@ -107,7 +107,7 @@ def test_a_converted_program_answers_as_paddle_does(made: Path, tmp_path: Path, 
     assert (model.name, model.task) == ("small", "tensor")
     (spec,) = model.signature.inputs
     assert spec.name == "picture"
-    engine, _ = model.pool.engines[0]
+    engine = model.pool.groups[0].engine
     (ours,) = engine.clone().infer({"picture": batch}).values()
     assert np.allclose(ours, paddles_own(made, batch, tmp_path), atol=1e-5)
 

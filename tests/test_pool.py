@@ -18,7 +18,7 @@ from visionpool_server.backends import LoadOptions, Placement
 from visionpool_server.backends.fake import FakeContext, FakeEngine, WorkerKilled
 from visionpool_server.batching import Job, Tensors
 from visionpool_server.families import split_by_row
-from visionpool_server.pool import Pool, PoolOptions
+from visionpool_server.pool import Group, Pool, PoolOptions
 
 Colour = tuple[int, int, int]
 BOUND = 30.0  # seconds that anything here may take at most
@@ -109,7 +109,7 @@ class Pools:
         self._made: list[Pool] = []
 
     def __call__(self, engine: FakeEngine | Gate, workers: int = 1, **options: Any) -> Pool:
-        pool = Pool("fake", [(engine, workers)], Pictures(split_by_row), PoolOptions(**options))
+        pool = Pool("fake", [Group(engine, workers)], Pictures(split_by_row), PoolOptions(**options))
         pool.start()
         self._made.append(pool)
         return pool
@@ -203,7 +203,7 @@ class TestPreparing:
     )
     def test_workers_prepare_where_each_core_has_one(self, engine: Any, workers: int, prepares: bool) -> None:
         made = make_engine({"on_cpu": engine["on_cpu"]}, batch=engine["batch"])
-        assert Pool("fake", [(made, workers)], Pictures(split_by_row)).prepares is prepares
+        assert Pool("fake", [Group(made, workers)], Pictures(split_by_row)).prepares is prepares
 
     def test_a_picture_is_prepared_by_the_worker_that_takes_it(self, pools: Pools) -> None:
         threads = []
@@ -542,7 +542,7 @@ class TestAtOnce:
     @staticmethod
     def pool_of(faults: Faults) -> Pool:
         engine = FakeEngine(LoadOptions(max_batch_size=8, options={"quick_bytes": 8 * 8 * 3, **faults}))
-        return Pool("fake", [(engine, 1)], Rows())
+        return Pool("fake", [Group(engine, 1)], Rows())
 
     @staticmethod
     def piece_of(colour: Colour, rows: int = 1) -> Piece:

@@ -241,7 +241,7 @@ def test_pictures_run_one_at_a_time(batch_dimension: bool, backend: str, tmp_pat
     with served(tmp_path, backend, DetectionResult, family="rcnn") as ask:
         together, alone = ask.several(images, LIKELY), [ask(image, LIKELY) for image in images]
         assert together == alone
-        assert ask.model.pool.engines[0][0].max_batch_size == 1
+        assert ask.model.pool.groups[0].engine.max_batch_size == 1
     with (
         pytest.raises(SetupError, match="one picture at a time"),
         served(tmp_path, backend, DetectionResult, family="rcnn", batching={"max_batch_size": 2}),

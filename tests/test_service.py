@@ -39,7 +39,7 @@ def model(service: Service) -> Model:
 
 def batches(model: Model) -> list[int]:
     """The sizes of the batches that its engine has run."""
-    engine = model.pool.engines[0][0]
+    engine = model.pool.groups[0].engine
     assert isinstance(engine, FakeEngine)
     return engine.batches
 

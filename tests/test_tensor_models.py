@@ -588,7 +588,7 @@ def test_a_model_that_says_nothing_is_served_as_plain_tensors(backend: str, tmp_
     assert (model.name, model.task, model.family_name, model.family) == ("adder", "tensor", "tensor", None)
     assert (model.source, model.labels, model.tensors, model.advice) == ("its tensors alone", (), None, None)
     assert model.tensor_pool() is model.pool
-    assert model.pool.engines[0][0].batched
+    assert model.pool.groups[0].engine.batched
 
 
 def test_a_detector_is_plain_tensors_where_its_yaml_wants_that(tmp_path: Path) -> None:
@@ -597,7 +597,7 @@ def test_a_detector_is_plain_tensors_where_its_yaml_wants_that(tmp_path: Path) -
     model = loaded(tmp_path)
     assert (model.task, model.family, model.source) == ("tensor", None, "model.yaml")
     assert (model.labels, model.advice) == (("a", "b", "c"), None)
-    outputs = model.pool.engines[0][0].clone().infer({"images": np.zeros((1, 3, SIZE, SIZE), np.float32)})
+    outputs = model.pool.groups[0].engine.clone().infer({"images": np.zeros((1, 3, SIZE, SIZE), np.float32)})
     assert outputs["output0"].shape == (1, 7, 64)
 
 
@@ -664,7 +664,7 @@ def test_a_vision_models_tensors_have_a_pool_of_their_own_loaded_once_by_whoever
             pools = list(threads.map(lambda _: model.tensor_pool(), range(8)))
         assert len(set(map(id, pools))) == 1
         assert pools[0] is model.tensors.loaded is not model.pool
-        (engine, workers) = pools[0].engines[0]
+        engine, workers = pools[0].groups[0].engine, pools[0].groups[0].count
         assert (engine.batched, workers) == (True, 1)
         x = np.random.default_rng(0).random((2, 3, SIZE, SIZE), np.float32)
         ours = engine.clone().infer({"images": x})["output0"]
@@ -681,7 +681,7 @@ def test_batches_of_pictures_do_not_keep_a_models_tensors_from_being_served(tmp_
         tmp_path, {"family": "paddle_detection", "batching": {"max_batch_size": 4}, "preprocess": [{"resize": SIZE}]}
     )
     with running(loaded(tmp_path)) as model:
-        (engine, _) = model.tensor_pool().engines[0]
+        engine = model.tensor_pool().groups[0].engine
         assert (engine.batched, engine.max_batch_size) == (False, 1)
 
 
@@ -745,7 +745,7 @@ def test_a_remote_model_needs_no_weights(tmp_path: Path) -> None:
 def test_exports_of_all_formats_are_served(testdata: Path, name: str) -> None:
     model = loaded(testdata / "models" / name)
     assert (model.name, model.task) == (name, "tensor")
-    engine, _ = model.pool.engines[0]
+    engine = model.pool.groups[0].engine
     feeds = {
         spec.name: np.random.default_rng(0).random([size or 1 for size in spec.shape or ()]).astype(spec.dtype)
         for spec in model.signature.inputs

@@ -86,7 +86,7 @@ class Whole:
 def stack(items: Sequence[Tensors], size: int) -> Batch:
     """The tensors of some pictures as one batch of `size`; the last picture fills it up. One picture is not copied."""
     if size == 1:
-        return {name: np.ascontiguousarray(tensor)[None] for name, tensor in items[0].items()}
+        return {name: np.ascontiguousarray(tensor[None]) for name, tensor in items[0].items()}
     padded = [*items, *[items[-1]] * (size - len(items))]
     return {name: np.stack([item[name] for item in padded]) for name in items[0]}
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from threading import Condition
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from visionpool.errors import DeadlineExceeded, InternalError, QueueFull, Unavailable, VisionpoolError
@@ -105,6 +105,16 @@ class Job:
             """A replaced worker came back and was first: its answer is as good."""
 
 
+class Line(Protocol):
+    """Where one worker takes its batches."""
+
+    def take(self, max_batch: int, max_delay: float = 0.0, under_way: int = 0) -> list[Job]:
+        """As `JobQueue.take`. Whatever it took before, and does not count as `under_way`, is done."""
+
+    def leave(self) -> None:
+        """The worker takes nothing more, nor does it finish what it has."""
+
+
 class JobQueue:
     """Waiting jobs, at most `limit`. `put` never blocks, `take` waits."""
 
@@ -149,13 +159,23 @@ class JobQueue:
             self._jobs.extendleft(reversed(jobs))
             self._changed.notify_all()
 
-    def take(self, max_batch: int, max_delay: float = 0.0) -> list[Job]:
+    def line(self, team: int) -> Line:  # noqa: ARG002  a FedQueue tells them apart
+        """For a further worker of this group: they all take from the front."""
+        return self
+
+    def leave(self) -> None:
+        """Nobody here knows who takes."""
+
+    def take(self, max_batch: int, max_delay: float = 0.0, under_way: int = 0) -> list[Job]:
         """The next batch: jobs of one shape, at most `max_batch` rows, in order, none cancelled or late. Empty once closed.
 
-        With `max_delay` seconds it waits so long for a batch to fill; without, it takes what is there.
+        With `max_delay` seconds it waits so long for a batch to fill; without, it takes what is there. Who has batches
+        `under_way` is not kept waiting: it gets what can go beside them now, or nothing.
         """
         while True:
             with self._changed:
+                if under_way and not self._goes_beside(max_batch, max_delay):
+                    return []
                 while not self._jobs and not self._closed:
                     self._changed.wait()
                 if not self._jobs:
@@ -165,6 +185,16 @@ class JobQueue:
                 candidates = self._pull(max_batch)
             if batch := [job for job in candidates if job.claim()]:
                 return batch
+
+    def _goes_beside(self, count: int, delay: float) -> bool:
+        """Whether there is a batch for a worker that has one. A job whose worker was lost may be to blame: were it beside
+        another batch, that one's jobs would pay for it."""
+        return bool(self._jobs) and not self._jobs[0].attempts and self._is_due(count, delay)
+
+    def _is_due(self, count: int, delay: float) -> bool:
+        """Whether `_wait_for` would return at once."""
+        due = not delay or count == 1 or self._closed or len(self._jobs) >= count
+        return due or time.monotonic() >= self._jobs[0].queued_at + delay
 
     def _wait_for(self, count: int, delay: float) -> None:
         """Returns once `count` jobs are there, or the first has waited for `delay` seconds."""

@@ -1,10 +1,88 @@
-"""How much CPU this process may use."""
+"""Which of the machine's cores this process and its threads run on.
+
+Affinity is a thread's own on Linux, and is inherited by the threads that it starts: what a native library starts on a
+pinned thread stays on the same cores. Elsewhere threads run where the system puts them.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from visionpool.errors import InvalidModel
+
+log = logging.getLogger(__name__)
+
+_DEVICES = Path("/sys/bus/pci/devices")
+_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
+_ADDRESS = re.compile(r"[0-9a-f]*([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
+_EXAMPLE = "numbers and ranges, as 0-3,8; numactl --hardware shows which there are"
 
 
 def cpu_count() -> int:
-    """The cores that this process may run on, at least 1 (a container's limit by CPU set counts, a quota does not)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that the calling thread may run on, at least 1 (a container's limit by CPU set counts, a quota does not):
+    on a thread that is not pinned, those of the process."""
+    return len(usable_cores()) or os.cpu_count() or 1
+
+
+def usable_cores() -> frozenset[int]:
+    """The numbers of the cores that the calling thread may run on; none where the system does not tell."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def parse_cores(said: str) -> frozenset[int]:
+    """The numbers in a list as Linux writes it: 0-3,8. Raises InvalidModel for anything else, and for no core at all."""
+    cores: set[int] = set()
+    for part in said.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            raise InvalidModel(f"cores: {said!r} is no list of cores", hint=f"write {_EXAMPLE}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InvalidModel(f"cores: {part.strip()} in {said!r} ends before it begins", hint=f"write {_EXAMPLE}")
+        cores.update(range(first, last + 1))
+    return frozenset(cores)
+
+
+def cores_near(pci_bus: str, devices: Path = _DEVICES) -> frozenset[int] | None:
+    """The usable cores on the NUMA node of a PCI device, by its address as CUDA or NVML write it (0000:3B:00.0); None where
+    the system does not tell, or this process may run on none of them. `devices`: sysfs's folder of them."""
+    address = _ADDRESS.fullmatch(pci_bus.lower())  # NVML writes eight digits of the domain, sysfs four
+    try:
+        told = (devices / address[1] / "local_cpulist").read_text(encoding="ascii") if address else ""
+        near = parse_cores(told) & usable_cores()
+    except (OSError, UnicodeDecodeError, InvalidModel):
+        return None
+    return near or None
+
+
+def pin(cores: frozenset[int]) -> bool:
+    """Keeps the calling thread on `cores`; False, and a line in the log, where that cannot be done."""
+    try:
+        os.sched_setaffinity(0, cores)
+    except (AttributeError, OSError) as error:
+        why = "this system cannot" if isinstance(error, AttributeError) else error.strerror
+        log.warning("threads are not kept on the cores %s: %s", _written(cores), why)
+        return False
+    return True
+
+
+@contextmanager
+def pinned(cores: frozenset[int] | None) -> Iterator[None]:
+    """Keeps the calling thread on `cores` meanwhile, and with it the threads that start; None changes nothing."""
+    before = usable_cores()
+    if cores is None or not pin(cores):
+        yield
+        return
+    try:
+        yield
+    finally:
+        pin(before)
+
+
+def _written(cores: frozenset[int]) -> str:
+    return ",".join(map(str, sorted(cores)))

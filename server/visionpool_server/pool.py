@@ -1,4 +1,5 @@
-"""The workers of one model: started, watched, replaced. They pull from one queue, whatever device each runs on.
+"""The workers of one model: started, watched, replaced. They pull from one queue, whatever device each runs on; where their
+devices differ, `feeding.py` says who takes what.
 
 A worker that dies, or does not come back from a batch in time, is replaced by a fresh clone; its pictures go back to the
 front of the queue once, and fail the second time, so that a picture that kills workers cannot kill them for ever.
@@ -18,8 +19,9 @@ from visionpool.errors import InferenceFailed, QueueFull, TooLarge, Unavailable,
 from visionpool_server.assembly import Assembly, Piece
 from visionpool_server.backends import Engine
 from visionpool_server.batching import Job, JobQueue, Tensors
-from visionpool_server.cpu import cpu_count
+from visionpool_server.cpu import cpu_count, usable_cores
 from visionpool_server.execution import Answer, Execution
+from visionpool_server.fed_queue import FedQueue
 from visionpool_server.statistics import Stages, Statistics
 from visionpool_server.worker import Worker
 
@@ -27,6 +29,15 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
 _RESTART_DELAY = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """So many workers on one engine. `cores`: those of the CPU that their threads stay on; None: any."""
+
+    engine: Engine
+    count: int
+    cores: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +53,28 @@ class Pool:
     def __init__(
         self,
         name: str,
-        engines: Sequence[tuple[Engine, int]],
+        groups: Sequence[Group],
         assembly: Assembly,
         options: PoolOptions = PoolOptions(),
         statistics: Statistics | None = None,
     ) -> None:
         self.name = name
-        self.engines = tuple(engines)  # each with its count of workers
-        self.placements = tuple(engine.describe() for engine, _ in engines)
+        self.groups = tuple(groups)
+        self.placements = tuple(group.engine.describe() for group in groups)
         self.options = options
         self.statistics = statistics or Statistics()
         self.restarts = 0
         self._assembly = assembly
         # Where each core has a worker that takes picture by picture, the workers decode and prepare as well: stage
         # threads would only compete with them for the cores. In all other cases pictures are prepared ahead.
-        alone = all(engine.max_batch_size == 1 and engine.on_cpu for engine, _ in engines)
-        self.prepares = alone and self.slots >= cpu_count()
-        self._places = options.max_queue_size + sum(engine.max_batch_size * count for engine, count in engines)
-        self._quick_bytes = min((engine.quick_bytes for engine, _ in engines), default=0)
+        alone = all(group.engine.max_batch_size == 1 and group.engine.on_cpu for group in groups)
+        self.prepares = alone and self.slots >= cpu_count() and _everywhere(groups)
+        self._places = options.max_queue_size + sum(group.engine.max_batch_size * group.count for group in groups)
+        self._quick_bytes = min((group.engine.quick_bytes for group in groups), default=0)
         self._idle: list[Execution] = []  # of `run_at_once`
-        self._queue = JobQueue(self._places)  # who was admitted is not refused here, after its picture was decoded
+        self._queue = self._queue_of(
+            self._places
+        )  # who was admitted is not refused here, after its picture was decoded
         self._workers: list[Worker] = []
         self._exited: list[Worker] = []
         lock = RLock()
@@ -74,14 +87,14 @@ class Pool:
 
     @property
     def slots(self) -> int:
-        """How many batches run at once."""
-        return sum(count for _, count in self.engines)
+        """How many workers there are."""
+        return sum(group.count for group in self.groups)
 
     def start(self) -> None:
-        for engine, count in self.engines:
+        for group in self.groups:
             spare = 1 if self.prepares else 0  # decodes while the others infer: without it cores idle at each handover
-            for _ in range(count + spare):
-                self._start_worker(engine)
+            for _ in range(group.count + spare):
+                self._start_worker(group)
         self._supervisor.start()
 
     @contextmanager
@@ -157,7 +170,7 @@ class Pool:
         try:
             execution = self._idle.pop()
         except IndexError:  # as many are made as threads ask at once
-            execution = Execution(self.engines[0][0], self._assembly, self.statistics)
+            execution = Execution(self.groups[0].engine, self._assembly, self.statistics)
         try:
             return execution.run_alone(piece, finish)
         except VisionpoolError:
@@ -186,20 +199,29 @@ class Pool:
         in_hand = [job for worker in self._workers for job in worker.jobs]  # of those that hang, or died meanwhile
         for job in [*in_hand, *self._queue.drain()]:
             job.fail(Unavailable("the model was unloaded"))
+        for execution in self._idle:
+            execution.close()
         self._idle.clear()
         self._workers, self._exited = [], []  # they know the pool: what is frozen in a circle is never collected
-        for engine, _ in self.engines:
-            engine.close()
+        for group in self.groups:
+            group.engine.close()
 
-    def _start_worker(self, engine: Engine) -> None:
+    def _queue_of(self, limit: int) -> JobQueue:
+        """Of one group of workers all are alike, and nothing has to be weighed."""
+        if len(self.groups) < 2:
+            return JobQueue(limit)
+        return FedQueue(limit, [group.engine.max_batch_size for group in self.groups])
+
+    def _start_worker(self, group: Group) -> None:
         worker = Worker(
             f"{self.name}-{len(self._workers)}-{self.restarts}",
-            engine,
-            self._queue,
+            group.engine,
+            self._queue.line(self.groups.index(group)),
             self._assembly,
             self._exit,
             statistics=self.statistics,
             max_delay=self.options.max_queue_delay,
+            cores=group.cores,
         )
         self._workers.append(worker)
         worker.start()
@@ -239,8 +261,15 @@ class Pool:
         for job in jobs:
             if job.attempts >= _ATTEMPTS:
                 job.fail(InferenceFailed(f"a worker {why} on this picture, twice"))
+        worker.line.leave()
         self._queue.put_back(again)
-        self._start_worker(worker.engine)
+        self._start_worker(next(group for group in self.groups if group.engine is worker.engine))
+
+
+def _everywhere(groups: Sequence[Group]) -> bool:
+    """Whether there is no core that is kept free of workers: stage threads would use it."""
+    kept = [group.cores for group in groups if group.cores is not None]
+    return len(kept) < len(groups) or usable_cores() <= frozenset().union(*kept)
 
 
 class _Rate:

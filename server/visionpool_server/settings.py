@@ -99,10 +99,11 @@ LogLevelFlag = Annotated[
     ),
 ]
 DeviceFlag = Annotated[
-    str,
+    str | None,
     typer.Option(
         envvar="VISIONPOOL_DEVICE",
-        help="CPU, GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU (OpenVINO); cuda:0 (onnxruntime).",
+        help="CPU, GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU (OpenVINO); cuda:0, cuda:1 (NVIDIA, by TensorRT or onnxruntime). Unset: "
+        "CPU, and cuda:0 for TensorRT.",
         rich_help_panel=_MODELS,
     ),
 ]
@@ -128,8 +129,8 @@ BackendFlag = Annotated[
     str | None,
     typer.Option(
         envvar="VISIONPOOL_BACKEND",
-        help="openvino or onnxruntime; models on a remote server say so in their model.yaml. Unset: openvino, or "
-        "onnxruntime where that alone is installed.",
+        help="openvino, onnxruntime or tensorrt; models on a remote server say so in their model.yaml. Unset: what is installed "
+        "of tensorrt and onnxruntime for cuda:N, and of openvino and onnxruntime for other devices.",
         rich_help_panel=_MODELS,
     ),
 ]

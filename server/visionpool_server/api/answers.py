@@ -40,17 +40,17 @@ def summary(model: Model) -> dict[str, Any]:
 def describe(model: Model) -> dict[str, Any]:
     """All that is known of a model, as JSON values."""
     groups: list[dict[str, Any]] = []
-    for (engine, count), placement in zip(model.pool.engines, model.pool.placements, strict=True):
+    for group, placement in zip(model.pool.groups, model.pool.placements, strict=True):
         groups.append(
             {
                 "backend": placement.backend,
                 "device": placement.device,
                 "precision": placement.precision,
-                "count": count,
-                "max_batch_size": engine.max_batch_size,
-                "batch_sizes": list(engine.batch_sizes),
+                "count": group.count,
+                "max_batch_size": group.engine.max_batch_size,
+                "batch_sizes": list(group.engine.batch_sizes),
                 "operators": {device: list(kinds) for device, kinds in placement.devices.items()},
-                "shapes": asdict(use) if (use := engine.shape_use()) else None,
+                "shapes": asdict(use) if (use := group.engine.shape_use()) else None,
                 "advice": placement.advice,
             }
         )

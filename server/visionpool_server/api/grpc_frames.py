@@ -99,7 +99,7 @@ class FrameStream:
 
 def in_flight(model: Model) -> int:
     """How many frames of a stream are under way at once: a batch for each worker, as many waiting, and two on the way."""
-    running = sum(engine.max_batch_size * count for engine, count in model.pool.engines)
+    running = sum(group.engine.max_batch_size * group.count for group in model.pool.groups)
     return min(_MOST, max(_LEAST, 2 * running + 2))
 
 

@@ -12,6 +12,7 @@ from visionpool.errors import Unavailable
 
 from visionpool_server.api import errors
 from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.devices import DevicesApi
 from visionpool_server.api.fastdeploy import FastDeployApi
 from visionpool_server.api.http_vision import VisionApi
 from visionpool_server.api.kserve.http import KserveApi
@@ -34,6 +35,7 @@ def build_http(
     errors.install(app)
     app.include_router(_health(ready))
     app.include_router(vision.router())
+    app.include_router(DevicesApi(service.models).router())
     app.include_router(FastDeployApi(service, limits).router())
     app.include_router(api.router())
     return HeadAsGet(UnreadBodies(ShortCut(app, vision.predict, api.inference)))

@@ -103,6 +103,30 @@ class ModelDescription(ModelSummary):
     steps: dict[str, str]  # of a pipeline: step -> model
 
 
+class GpuUse(BaseModel):
+    """What nvidia-ml says of a GPU now; null for what it does not tell. Memory in bytes, utilization 0 .. 1."""
+
+    device: str
+    name: str
+    bus: str  # its PCI address
+    memory_used: int | None
+    memory_total: int | None
+    memory_own: int | None
+    utilization: float | None
+
+
+class DeviceDescription(BaseModel):
+    device: str
+    backends: list[str]
+    models: list[str]
+    workers: int
+    gpu: GpuUse | None
+
+
+class DeviceList(BaseModel):
+    devices: list[DeviceDescription]
+
+
 def inlined(model: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of `model` without references: what is described by hand adds no components to the document."""
     schema = model.model_json_schema()

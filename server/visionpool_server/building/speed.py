@@ -60,7 +60,7 @@ class _Lane:
         size = (subject.engine.batch_sizes or (1,))[0]
         self._rows = size
         self._batch = {name: np.repeat(value, size, axis=0) if size > 1 else value for name, value in tensors.items()}
-        count = subject.model.pool.engines[0][1]
+        count = subject.model.pool.groups[0].count
         self._contexts = [subject.engine.clone() for _ in range(count)]
         for context in self._contexts:
             context.infer(self._batch)

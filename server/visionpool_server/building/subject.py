@@ -38,7 +38,7 @@ class Subject:
 
     @property
     def engine(self) -> Engine:
-        return self.model.pool.engines[0][0]
+        return self.model.pool.groups[0].engine
 
     @property
     def weights(self) -> Path:

@@ -55,7 +55,7 @@ def evaluate(
     url: Annotated[
         str | None, typer.Option(help="Ask this server instead of loading the model here.", rich_help_panel=_MODEL)
     ] = None,
-    device: flags.DeviceFlag = "CPU",
+    device: flags.DeviceFlag = None,
     precision: flags.PrecisionFlag = None,
     backend: flags.BackendFlag = None,
     workers: flags.WorkersFlag = None,

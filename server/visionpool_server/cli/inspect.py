@@ -26,11 +26,12 @@ def inspect(
     device: Annotated[
         str | None,
         typer.Option(
-            help="CPU, GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU ...; it wins over model.yaml. Unset: what that says, else CPU."
+            help="CPU, GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU, cuda:0 ...; it wins over model.yaml. Unset: what that says, else "
+            "CPU, and cuda:0 for TensorRT."
         ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="openvino or onnxruntime; it wins over model.yaml.", show_default=False)
+        str | None, typer.Option(help="openvino, onnxruntime or tensorrt; it wins over model.yaml.", show_default=False)
     ] = None,
     run: Annotated[
         bool, typer.Option("--run", help="Load it and measure: latency, throughput, time by operator.")

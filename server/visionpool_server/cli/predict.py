@@ -55,7 +55,7 @@ def predict(
         bool | None, typer.Option("--score-map", help="Segmentation: the score of each pixel.")
     ] = None,
     url: Annotated[str | None, typer.Option(help="Ask this server instead of loading the model here.")] = None,
-    device: flags.DeviceFlag = "CPU",
+    device: flags.DeviceFlag = None,
     precision: flags.PrecisionFlag = None,
     backend: flags.BackendFlag = None,
     max_pixels: flags.MaxPixelsFlag = 50_000_000,

@@ -27,6 +27,8 @@ visionpool serve models/ --model-control-mode explicit --load-model street --loa
 
 visionpool serve yolov8n.onnx --device HETERO:GPU,CPU --precision f16
 
+visionpool serve yolov8n.onnx --device cuda:0
+
 Every option is also read from the environment, as VISIONPOOL_HTTP_PORT and so on."""
 
 
@@ -48,7 +50,7 @@ def serve(
     load_model: flags.LoadModelFlag = None,
     trace_dir: flags.TraceDirFlag = None,
     system_shared_memory: flags.SharedMemoryFlag = True,
-    device: flags.DeviceFlag = "CPU",
+    device: flags.DeviceFlag = None,
     workers: flags.WorkersFlag = None,
     precision: flags.PrecisionFlag = None,
     backend: flags.BackendFlag = None,
@@ -101,8 +103,8 @@ class _Progress:
 
     def _tell(self, model: Model) -> None:
         places = [f"steps: {', '.join(steps_of(model).values())}"] if model.pipeline else []
-        for (_, count), placement in zip(model.pool.engines, model.pool.placements, strict=True):
-            workers = f"{count} worker{'s' if count > 1 else ''}"
+        for group, placement in zip(model.pool.groups, model.pool.placements, strict=True):
+            workers = f"{group.count} worker{'s' if group.count > 1 else ''}"
             places.append(f"{placement.backend} {placement.device} {placement.precision}, {workers}")
         self._console.print(
             f"  {model.name}  {model.task} ({model.family_name}, from {model.source})  {'; '.join(places)}",

@@ -79,7 +79,7 @@ def _where(pools: Sequence[Pool]) -> str:
 
 def _room(pool: Pool) -> int:
     """Pictures that its workers have at once, and as many that wait for each."""
-    return sum((engine.max_batch_size + 1) * count for engine, count in pool.engines)
+    return sum((group.engine.max_batch_size + 1) * group.count for group in pool.groups)
 
 
 class ServedSubject:

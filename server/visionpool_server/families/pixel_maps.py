@@ -25,6 +25,7 @@ from visionpool_server.families.boxes import Floats
 from visionpool_server.families.scores import finite
 from visionpool_server.imaging.masks import png_of
 from visionpool_server.imaging.recipe import Geometry, Image, Undo
+from visionpool_server.imaging.unprepared import size_of
 
 _NOTHING = 20.0  # e to the power of minus that adds nothing to a share
 Classes = NDArray[np.unsignedinteger[Any]]  # (H, W) of class ids
@@ -44,7 +45,7 @@ class MapFamily(PictureFamily):
     def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
         """The geometry knows how large the prepared picture is: the map of a model may be smaller."""
         prepared, geometry = self.recipe.prepare(image, geometry)
-        undo = Undo((prepared.shape[0], prepared.shape[1]))
+        undo = Undo(size_of(prepared))
         return Prepared({self.image_input: prepared}, replace(geometry, undo=(undo, *geometry.undo)))
 
 

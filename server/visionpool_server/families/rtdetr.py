@@ -28,6 +28,7 @@ from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, i
 from visionpool_server.families.boxes import CandidateDetector, Candidates, Floats, corners, detection_result
 from visionpool_server.families.scores import Activation, activation_of, as_scores, still_to_do
 from visionpool_server.imaging.recipe import Arithmetic, Geometry, Image, Recipe, Resize
+from visionpool_server.imaging.unprepared import size_of
 
 _USUAL_SIZE = (640, 640)
 _SIZES = "orig_target_sizes"
@@ -81,7 +82,8 @@ class RtDetr(CandidateDetector):
         prepared, geometry = self.recipe.prepare(image, geometry)
         tensors: dict[str, NDArray[Any]] = {self.image_input: prepared}
         if self._size_input:  # of the prepared picture: its geometry leads back to the original, whatever the steps are
-            tensors[_SIZES] = np.array([prepared.shape[1], prepared.shape[0]], self._dtype)
+            height, width = size_of(prepared)
+            tensors[_SIZES] = np.array([width, height], self._dtype)
         return Prepared(tensors, geometry)
 
     def candidates(self, outputs: Tensors, threshold: float) -> Candidates:

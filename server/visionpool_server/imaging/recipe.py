@@ -4,13 +4,18 @@ A recipe has two halves. The *steps* change the picture's geometry (resize, crop
 on (H, W, 3) uint8, run on the stage threads before the picture queues, and keep account of where each original pixel went.
 The *arithmetic* (channel order, scale, mean, std, layout) is only described here: each backend does it where it is cheapest,
 compiled into the graph where it can (OpenVINO), so that what queues is uint8: a quarter of the bytes of float32.
+
+A GPU can do the steps too (`Recipe.on_gpu`): they are called as always, with an `Unprepared` in place of the pixels, which all
+of them change by `resized`, `padded` and `cut` alone. A step that looks at pixels itself asks `pixels_of` for them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import cv2
 import numpy as np
@@ -18,8 +23,23 @@ from numpy.typing import NDArray
 from pydantic import Field
 from visionpool.errors import TooLarge
 
-from visionpool_server.imaging.antialias import Filter, resampled
 from visionpool_server.imaging.geometry import Geometry, Undo
+from visionpool_server.imaging.primitives import (
+    MAX_RESIZED_PIXELS,
+    Fill,
+    Grey,
+    Image,
+    Interpolation,
+    Picture,
+    Side,
+    Size,
+    cut,
+    padded,
+    pixels_of,
+    resized,
+    up_to,
+)
+from visionpool_server.imaging.unprepared import NotOnGpu, Unprepared
 
 __all__ = [
     "MAX_RESIZED_PIXELS",
@@ -37,6 +57,7 @@ __all__ = [
     "Number",
     "Pad",
     "PadToStride",
+    "Picture",
     "Positive",
     "Recipe",
     "Resize",
@@ -46,44 +67,25 @@ __all__ = [
     "Size",
     "Step",
     "Undo",
+    "cut",
     "padded",
+    "pixels_of",
     "resized",
     "up_to",
 ]
 
-Side = Annotated[int, Field(ge=1, le=65_535)]
-Size = tuple[Side, Side]  # (height, width)
-Grey = Annotated[int, Field(ge=0, le=255)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-MAX_RESIZED_PIXELS = 50_000_000
-
-Image = NDArray[np.uint8]  # (H, W, 3) RGB
-Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
-Fill = Grey | tuple[Grey, Grey, Grey]  # red, green, blue
 Channels = Literal["rgb", "bgr"]
 Rounding = Literal["nearest", "down"]
 
-_CV2_INTERPOLATION = {
-    "nearest": cv2.INTER_NEAREST,
-    "linear": cv2.INTER_LINEAR,
-    "cubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_AREA,
-    "lanczos": cv2.INTER_LANCZOS4,
-}
-_FILTERS: dict[str, Filter] = {  # what Pillow calls them
-    "nearest": "nearest",
-    "linear": "bilinear",
-    "cubic": "bicubic",
-    "area": "box",
-    "lanczos": "lanczos",
-}
+_USUAL_SIDES = (32, 100, 224, 225, 480, 640, 1080, 4000)  # of pictures that a GPU has to be able to prepare
 
 
 class Step(Protocol):
     """One geometric step: a frozen value that is called with a picture and says where its pixels went."""
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]: ...
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]: ...
 
     def output_size(self) -> Size | None:
         """(height, width) where the step fixes it, else None."""
@@ -97,7 +99,7 @@ class Adjusting:
 
     __slots__ = ()
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         return resized(image, geometry, self.size_of(*image.shape[:2]))
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
@@ -110,52 +112,6 @@ class Adjusting:
     def ratio(self, height: int, width: int) -> float:
         after = self.size_of(height, width)
         return max(after[0] / height, after[1] / width)
-
-
-def resized(
-    image: Image,
-    geometry: Geometry,
-    size: tuple[int, int],
-    interpolation: Interpolation = "linear",
-    antialias: bool = False,
-) -> tuple[Image, Geometry]:
-    """`image` in this (height, width). Raises TooLarge for more than `MAX_RESIZED_PIXELS`."""
-    (rows, columns), (height, width) = image.shape[:2], size
-    if (rows, columns) == (height, width):
-        return image, geometry
-    if height * width > MAX_RESIZED_PIXELS:
-        raise TooLarge(
-            f"a picture of {columns}x{rows} becomes {width}x{height} when it is prepared for this model",
-            hint="crop it: it is too thin for this model",
-        )
-    if antialias:
-        out = resampled(image, size, _FILTERS[interpolation])
-    else:
-        out = cv2.resize(image, (width, height), interpolation=_CV2_INTERPOLATION[interpolation])
-        out = out if out.ndim == 3 else out[:, :, None]  # which OpenCV drops of one channel
-    return out, geometry.scaled(width / columns, height / rows, Undo((rows, columns)))
-
-
-def up_to(size: tuple[int, int], multiple: int | None) -> tuple[int, int]:
-    """`size`, each side up to the next multiple, and at least a pixel."""
-    height, width = max(1, size[0]), max(1, size[1])
-    return (height + -height % multiple, width + -width % multiple) if multiple else (height, width)
-
-
-def padded(image: Image, geometry: Geometry, margins: tuple[int, int, int, int], fill: Fill) -> tuple[Image, Geometry]:
-    """`margins`: rows above and below, columns to the left and right. Raises TooLarge."""
-    top, bottom, left, right = margins
-    if not any(margins):
-        return image, geometry
-    rows, columns = image.shape[:2]
-    if (rows + top + bottom) * (columns + left + right) > 2 * MAX_RESIZED_PIXELS:
-        raise TooLarge(
-            f"a picture of {columns}x{rows} becomes {columns + left + right}x{rows + top + bottom} when it is padded",
-            hint="crop it: it is too thin for this model",
-        )
-    out = np.full((rows + top + bottom, columns + left + right, image.shape[2]), fill, np.uint8)
-    out[top : top + rows, left : left + columns] = image
-    return out, geometry.shifted(left, top, Undo((rows, columns), (top, left)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +129,7 @@ class Resize:
     multiple: Side | None = None
     rounding: Rounding = "nearest"  # of the side that `keep_ratio` makes shorter; YOLOX's is "down"
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         height, width = self.size
         if self.keep_ratio:
             rows, columns = image.shape[:2]
@@ -205,7 +161,7 @@ class ResizeShort:
     rounding: Rounding = "nearest"
     multiple: Side | None = None
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         rows, columns = image.shape[:2]
         ratio = self.ratio(rows, columns)
         height, width = max(1, round(rows * ratio)), max(1, round(columns * ratio))
@@ -236,15 +192,14 @@ class CenterCrop:
     size: Size
     rounding: Rounding = "down"
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         height, width = self.size
         missing_y, missing_x = max(0, height - image.shape[0]), max(0, width - image.shape[1])
         margins = (missing_y // 2, missing_y - missing_y // 2, missing_x // 2, missing_x - missing_x // 2)
         image, geometry = padded(image, geometry, margins, 0)
         rows, columns = image.shape[:2]
         top, left = (_half(spare, self.rounding) for spare in (rows - height, columns - width))
-        undo = [Undo((rows, columns), (-top, -left))] if (rows, columns) != self.size else []
-        return image[top : top + height, left : left + width], geometry.shifted(-left, -top, *undo)
+        return cut(image, geometry, top, left, (height, width))
 
     def output_size(self) -> tuple[int, int] | None:
         return self.size
@@ -268,7 +223,7 @@ class Letterbox:
     fill: Grey = 114
     interpolation: Interpolation = "linear"
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         height, width = self.size
         image, geometry = Resize(self.size, keep_ratio=True, interpolation=self.interpolation)(image, geometry)
         spare_y, spare_x = height - image.shape[0], width - image.shape[1]
@@ -289,7 +244,7 @@ class Pad:
     size: Size
     fill: Fill = 0
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         rows, columns = image.shape[:2]
         height, width = self.size
         if rows > height or columns > width:
@@ -314,7 +269,7 @@ class PadToStride(Adjusting):
     stride: Side
     fill: Fill = 0
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         rows, columns = image.shape[:2]
         return padded(image, geometry, (0, -rows % self.stride, 0, -columns % self.stride), self.fill)
 
@@ -329,8 +284,9 @@ class PadToStride(Adjusting):
 class Gray:
     """To one channel, (H, W, 1), with the weights of ITU-R BT.601."""
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
-        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None], geometry
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
+        pixels = pixels_of(image, self)
+        return cast(Any, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None]), geometry
 
     def output_size(self) -> tuple[int, int] | None:
         return None
@@ -351,13 +307,17 @@ class Arithmetic:
     std: tuple[Positive, ...] = (1.0, 1.0, 1.0)
     channels: Channels = "rgb"
 
+    def factors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(channels,) each: a model's number is `channel * factor - shift`, in float32 and rounded twice."""
+        std = np.array(self.std, np.float32)
+        return np.float32(self.scale) / std, np.array(self.mean, np.float32) / std
+
     def apply(self, batch: NDArray[np.uint8], layout: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         """(N, H, W, 3) uint8 as the model's tensor, `layout` NCHW, NHWC or CHW (N is 1, and goes): for runtimes that cannot
         compile it in."""
         if self.channels == "bgr":
             batch = batch[..., ::-1]
-        factor = np.float32(self.scale) / np.array(self.std, np.float32)
-        shift = np.array(self.mean, np.float32) / np.array(self.std, np.float32)
+        factor, shift = self.factors()
         if layout == "NHWC":
             out: NDArray[Any] = batch * factor - shift
         else:
@@ -370,17 +330,39 @@ class Arithmetic:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that happens between a decoded picture and the model."""
+    """All that happens between a decoded picture and the model. `unprepared`: the steps are left to a GPU."""
 
     steps: tuple[Step, ...] = ()
     arithmetic: Arithmetic = Arithmetic()
+    unprepared: bool = False
 
     def prepare(self, image: Image, geometry: Geometry | None = None) -> tuple[Image, Geometry]:
         """The steps, one after the other. The result may be a view, and need not be contiguous.
 
-        `geometry`: where the original lies in `image`, if it was decoded smaller.
+        `geometry`: where the original lies in `image`, if it was decoded smaller. Where the steps are left to a GPU, the result
+        is one object, (), an `Unprepared`, and the geometry the same.
         """
         geometry = geometry or Geometry(image.shape[0], image.shape[1])
+        if not self.unprepared:
+            return self._stepped(image, geometry)
+        try:
+            picture, after = self._stepped(Unprepared.of(image), geometry)
+        except NotOnGpu:  # of a picture of a size for which a step does what it does for no usual one
+            pixels, after = self._stepped(image, geometry)
+            picture = Unprepared.of(pixels)
+        return picture.as_tensor(), after
+
+    def on_gpu(self) -> Recipe:
+        """This recipe with its steps left to a GPU. Raises NotOnGpu where one cannot do them."""
+        if self.output_size() is None:
+            raise NotOnGpu("the preprocessing leaves the size of pictures open, and the GPU prepares them to one size")
+        for height, width in product(_USUAL_SIDES, repeat=2):
+            pixels: Image = np.broadcast_to(np.uint8(0), (height, width, 3))
+            with suppress(TooLarge):
+                self._stepped(Unprepared.of(pixels), Geometry(height, width))
+        return replace(self, unprepared=True)
+
+    def _stepped(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         for step in self.steps:
             image, geometry = step(image, geometry)
         return image, geometry

@@ -15,8 +15,8 @@ from visionpool_server.imaging.recipe import (
     CenterCrop,
     Fill,
     Geometry,
-    Image,
     Interpolation,
+    Picture,
     Side,
     padded,
     resized,
@@ -34,7 +34,7 @@ class ResizeLong(Adjusting):
     interpolation: Interpolation = "linear"
     multiple: Side | None = None
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         return resized(image, geometry, self.size_of(*image.shape[:2]), self.interpolation)
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
@@ -81,7 +81,7 @@ class PadToAspect(Adjusting):
     aspect: Aspect = 1.0
     fill: Fill = 128
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         rows, columns = image.shape[:2]
         height, width = self.size_of(rows, columns)
         return padded(image, geometry, (0, height - rows, 0, width - columns), self.fill)
@@ -99,7 +99,7 @@ class PadToAspect(Adjusting):
 class CropSquare(Adjusting):
     """The largest square in the middle of the picture: of an odd margin the smaller half goes at the top or the left."""
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         return CenterCrop(self.size_of(*image.shape[:2]))(image, geometry)
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionpool_server.imaging.recipe import Geometry, Image, Side, Size, Undo, resized
+from visionpool_server.imaging.recipe import Geometry, Image, Picture, Side, Size, Undo, pixels_of, resized
 
 STRIDE = 32  # of DB's backbone
 WIDTHS = (320, 480, 640, 800, 960, 1280, 1600, 1920, 2560, 3200)  # PaddleOCR's least, and the most that PaddleX reads
@@ -34,9 +34,9 @@ class LimitSide:
     by: Literal["max", "min", "long"] = "max"
     limit: Side = 4000
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
         if sum(image.shape[:2]) < 2 * STRIDE:
-            image = _padded(image)
+            image = cast(Any, _padded(pixels_of(image, self)))
         rows, columns = image.shape[:2]
         ratio = self.ratio(rows, columns)
         height, width = _multiple(rows * ratio), _multiple(columns * ratio)
@@ -81,14 +81,15 @@ class TextLine:
     height: Side = 48
     widths: tuple[Side, ...] = WIDTHS
 
-    def __call__(self, image: Image, geometry: Geometry) -> tuple[Image, Geometry]:
-        rows, columns = image.shape[:2]
+    def __call__(self, image: Picture, geometry: Geometry) -> tuple[Picture, Geometry]:
+        pixels = pixels_of(image, self)
+        rows, columns = pixels.shape[:2]
         widths = sorted(self.widths)
         natural = min(ceil(self.height * (columns / rows)), widths[-1])
         out: NDArray[np.float32] = np.full(
-            (self.height, widths[bisect_left(widths, natural)], image.shape[2]), MIDDLE, np.float32
+            (self.height, widths[bisect_left(widths, natural)], pixels.shape[2]), MIDDLE, np.float32
         )
-        out[:, :natural] = cv2.resize(image, (natural, self.height)).reshape(self.height, natural, -1)
+        out[:, :natural] = cv2.resize(pixels, (natural, self.height)).reshape(self.height, natural, -1)
         return cast(Any, out), geometry.scaled(natural / columns, self.height / rows, Undo((rows, columns)))
 
     def output_size(self) -> Size | None:

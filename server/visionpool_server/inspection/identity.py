@@ -69,12 +69,12 @@ class Identified:
 
 def load_on_paper(files: ModelFiles, device: str | None, backend: str | None, cache_dir: Path | None) -> Model:
     """`device`, `backend`: instead of what model.yaml says. Raises SetupError, led by the model's name."""
-    return load_model(files, Defaults(backend=backend, cache_dir=cache_dir), on_paper(device, backend))
+    return load_model(files, Defaults(device, backend=backend, cache_dir=cache_dir, on_paper=True), on_paper)
 
 
 def identified(model: Model, files: ModelFiles | None) -> Identified:
     """Of a model with engines: not of a pipeline, which has parts instead."""
-    engine, _ = model.pool.engines[0]
+    engine = model.pool.groups[0].engine
     assert isinstance(engine, PaperEngine)
     return Identified(model, files, engine, read_bundle(files.config) if files and files.config else Bundle())
 

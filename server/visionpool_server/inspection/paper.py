@@ -5,11 +5,10 @@ So an inspection sees a model exactly as it would be served, and the device that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
-from visionpool_server.backends import Backend, LoadOptions, Placement, Signature, Source, device_name, get_backend
-from visionpool_server.models.loader import OpenBackend
+from visionpool_server.backends import Backend, LoadOptions, Placement, Signature, Source, get_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +41,18 @@ class PaperEngine:
 
 @dataclass(frozen=True, slots=True)
 class PaperBackend:
-    """Reads as `backend` does, and notes what it would load. `device`: instead of the one that model.yaml says."""
+    """Reads as `backend` does, and notes what it would load."""
 
     name: str
     backend: Backend
-    device: str | None
 
     def read(self, source: Source) -> Signature:
         return self.backend.read(source)
 
     def load(self, source: Source, options: LoadOptions) -> PaperEngine:
-        options = replace(options, device=device_name(self.device or options.device))
         return PaperEngine(self.name, self.backend, source, options)
 
 
-def on_paper(device: str | None, backend: str | None) -> OpenBackend:
-    """Opens backends that only note down what they would load. `device`, `backend`: instead of what model.yaml says."""
-
-    def opened(name: str) -> PaperBackend:
-        chosen = backend or name
-        return PaperBackend(chosen, get_backend(chosen), device)
-
-    return opened
+def on_paper(name: str) -> PaperBackend:
+    """The backend of this name, which only notes down what it would load. Raises as `get_backend` does."""
+    return PaperBackend(name, get_backend(name))

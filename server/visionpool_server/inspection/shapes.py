@@ -6,6 +6,7 @@ import numpy as np
 
 from visionpool_server.backends import TensorSpec
 from visionpool_server.families import Family, picture_shape
+from visionpool_server.imaging.unprepared import size_of
 from visionpool_server.inspection.identity import Identified
 from visionpool_server.inspection.report import ShapeProposal
 from visionpool_server.models.lines import line_of
@@ -102,4 +103,4 @@ def _side(known: Identified, which: int) -> Value:
 
 def _prepared(family: Family) -> tuple[int, int]:
     image, _ = family.recipe.prepare(np.zeros((*_EXAMPLE, 3), np.uint8))
-    return image.shape[0], image.shape[1]
+    return size_of(image)

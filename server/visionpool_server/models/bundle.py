@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import BACKENDS, Precision
@@ -19,6 +19,9 @@ Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
 Dimension = Annotated[int, Field(ge=-1, le=2**31 - 1)]  # -1 or 0: left dynamic
 Extent = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Url = Annotated[str, Field(pattern=r"^grpcs?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")]
+Cores = Annotated[  # 3 is a number in YAML, and 0-7 is none
+    str, BeforeValidator(lambda said: str(said) if type(said) is int and 0 <= said < 2**16 else said)
+]
 _TAG = "#"  # marks which form of a value was meant; no part of a key's path
 
 
@@ -61,10 +64,14 @@ class Runtime(_Part):
 
 
 class Workers(_Part):
-    """So many workers on a device; `count` None: what the device runs best."""
+    """So many workers on a device; `count` None: what the device runs best. What it does not say, `runtime` says."""
 
     device: str | None = None
     count: int | None = Field(None, ge=1, le=256)
+    backend: str | None = None
+    precision: Precision | None = None
+    cores: Cores | None = None  # of the CPU, on which their threads stay; "near": those close to their GPU
+    options: dict[str, Any] = {}  # over runtime.options
 
 
 class Batching(_Part):
@@ -158,9 +165,13 @@ class Bundle(_Part):
     def _makes_sense(self) -> Self:
         if self.family is not None and self.family not in {**FAMILIES, **ALIASES}:
             raise ValueError(f"family: unknown {self.family!r}; allowed: {', '.join([*FAMILIES, *ALIASES])}")
-        runtime = self.runtime
-        if runtime.backend is not None and runtime.backend not in BACKENDS:
-            raise ValueError(f"runtime.backend: unknown {runtime.backend!r}; allowed: {', '.join(BACKENDS)}")
+        runtime, entries = self.runtime, self.workers if isinstance(self.workers, tuple) else ()
+        named = {f"workers.{i}.backend": entry.backend for i, entry in enumerate(entries)}
+        for key, backend in {"runtime.backend": runtime.backend, **named}.items():
+            if backend is not None and backend not in BACKENDS:
+                raise ValueError(f"{key}: unknown {backend!r}; allowed: {', '.join(BACKENDS)}")
+        if runtime.backend != "remote" and "remote" in named.values():
+            raise ValueError("workers: remote is a backend for all of a model; say runtime.backend: remote")
         if runtime.backend == "remote" and runtime.url is None:
             raise ValueError("runtime.backend: remote needs the server's address; say runtime.url: grpc://HOST:PORT")
         if runtime.backend != "remote" and (runtime.url or runtime.model):

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visionpool.errors import InvalidModel
 
 from visionpool_server.assembly import Assembly, Pictures, Rows, Whole
-from visionpool_server.backends import (
-    Backend,
-    Engine,
-    ImageInput,
-    LoadOptions,
-    Precision,
-    ShapeRange,
-    Source,
-    device_name,
-)
+from visionpool_server.backends import Backend, ImageInput, LoadOptions, ShapeRange, Source
+from visionpool_server.cpu import pinned
 from visionpool_server.families import Family
-from visionpool_server.models.bundle import Bundle, Workers
-from visionpool_server.pool import Pool, PoolOptions
+from visionpool_server.models.bundle import Bundle
+from visionpool_server.models.cores import cores_of
+from visionpool_server.models.groups import Defaults, WorkerGroup
+from visionpool_server.pool import Group, Pool, PoolOptions
 
-Engines = list[tuple[Engine, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What the flags of `visionpool serve` say for models whose model.yaml does not."""
-
-    device: str = "CPU"
-    workers: int | None = None
-    precision: Precision | None = None
-    backend: str | None = None
-    cache_dir: Path | None = None
+Engines = list[Group]
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """All that an engine is loaded from."""
+    """All that a model's engines are loaded from."""
 
     name: str
-    backend: Backend
+    groups: tuple[WorkerGroup, ...]  # each gets an engine
+    backends: Mapping[str, Backend]  # those that the groups name
     source: Source
     bundle: Bundle
     defaults: Defaults
@@ -54,7 +38,7 @@ class Loading:
     def tensor_pool(self) -> Pool:
         """Its engines take the model's own tensors. Raises InvalidModel."""
         engines = self._engines(None)
-        return self._pool(engines, Rows() if all(engine.batched for engine, _ in engines) else Whole())
+        return self._pool(engines, Rows() if all(group.engine.batched for group in engines) else Whole())
 
     def second_pool(self) -> Pool:
         """`tensor_pool` of a vision model, whose batches of pictures may be none of tensors: then nothing is joined."""
@@ -67,25 +51,26 @@ class Loading:
             return replace(self, bundle=self.bundle.model_copy(update={"batching": alone})).tensor_pool()
 
     def _engines(self, image: ImageInput | None) -> Engines:
-        found = []
-        for workers in self._workers():
-            engine = self.backend.load(self.source, self._options(workers, image))
-            found.append((engine, workers.count or engine.contexts))
+        found: Engines = []
+        try:
+            for group in self.groups:
+                cores = None if self.defaults.on_paper else cores_of(group)
+                with pinned(cores):  # a runtime's own threads start here, and stay where this one is
+                    engine = self.backends[group.backend].load(self.source, self._options(group, image))
+                found.append(Group(engine, group.count or engine.contexts, cores))
+        except BaseException:
+            for made in found:  # what it holds of a GPU would stay with it
+                made.engine.close()
+            raise
         return found
 
-    def _workers(self) -> Sequence[Workers]:
-        device = self.bundle.runtime.device or self.defaults.device
-        if isinstance(self.bundle.workers, tuple):
-            return [Workers(device=entry.device or device, count=entry.count) for entry in self.bundle.workers]
-        return [Workers(device=device, count=self.bundle.workers or self.defaults.workers)]
-
-    def _options(self, workers: Workers, image: ImageInput | None) -> LoadOptions:
+    def _options(self, group: WorkerGroup, image: ImageInput | None) -> LoadOptions:
         runtime, batching = self.bundle.runtime, self.bundle.batching
         return LoadOptions(
             image=image,
-            device=device_name(workers.device or "CPU"),
-            precision=runtime.precision or self.defaults.precision,
-            contexts=workers.count,
+            device=group.device,
+            precision=group.precision,
+            contexts=group.count,
             max_batch_size=batching.max_batch_size,
             batch_sizes=batching.sizes,
             shapes=runtime.shapes,
@@ -95,11 +80,16 @@ class Loading:
             ),
             plugins=tuple(self.folder / name for name in runtime.plugins),
             max_shapes=runtime.max_shapes,
-            cpu_operators=runtime.cpu_operators,
+            cpu_operators=runtime.cpu_operators if self._splits(group) else (),
             cache_dir=runtime.cache_dir or self.defaults.cache_dir,
             hang_timeout=batching.hang_timeout_ms / 1e3,
-            options=runtime.options,
+            options=group.options,
         )
+
+    def _splits(self, group: WorkerGroup) -> bool:
+        """Whether cpu_operators are meant for this group: of several, for those on devices that split a model."""
+        able = [one for one in self.groups if one.device.startswith("HETERO")]
+        return group in able or not able
 
     def _pool(self, engines: Engines, assembly: Assembly) -> Pool:
         batching = self.bundle.batching

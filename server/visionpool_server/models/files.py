@@ -11,7 +11,8 @@ from visionpool.errors import InvalidModel
 from visionpool_server.models.foreign import refusal, refusal_of_folder
 
 CONFIG = "model.yaml"
-WEIGHTS = (".onnx", ".xml", ".pdmodel", ".tflite", ".pb")
+ENGINES = (".plan", ".engine", ".trt")  # TensorRT's, built for one kind of GPU
+WEIGHTS = (".onnx", ".xml", ".pdmodel", ".tflite", ".pb", *ENGINES)
 _GENERIC_STEMS = {
     "model",
     "inference",
@@ -23,8 +24,8 @@ _GENERIC_STEMS = {
     "__model__",
 }
 _READS = (
-    "a model is an .onnx, .xml, .pdmodel, .tflite or .pb file, Paddle 3's inference.json with its .pdiparams, a SavedModel "
-    "folder, or a folder with a model.yaml"
+    "a model is an .onnx, .xml, .pdmodel, .tflite or .pb file, a TensorRT .plan or .engine, Paddle 3's inference.json with its "
+    ".pdiparams, a SavedModel folder, or a folder with a model.yaml"
 )
 
 
@@ -67,7 +68,7 @@ def _from_file(path: Path) -> ModelFiles:
     if path.name == CONFIG:
         parent = _absolute(path.parent)
         return ModelFiles(_name(parent), _version(parent), path.parent, _only(weights_in(path.parent)), path)
-    if not (is_weights(path) or _is_program(path)):
+    if not (is_weights(path) or _is_program(path) or is_engine(path)):
         raise refusal(path) or InvalidModel(f"{path.name} is not a model that can be read", hint=_READS)
     stem = path.stem if path.stem not in _GENERIC_STEMS else _name(_absolute(path.parent))
     config = path.parent / CONFIG
@@ -95,7 +96,14 @@ def is_weights(path: Path) -> bool:
     """Whether this is a model's file, and of several the one to name."""
     if _is_program(path):  # what somebody has converted it into is read without the converter
         return not any(path.with_suffix(suffix).exists() for suffix in (".onnx", ".xml"))
+    if is_engine(path) and path.with_suffix(".onnx").exists():
+        return False  # it runs on every device, and the engine spares building it where it fits
     return path.suffix in WEIGHTS and path.is_file()
+
+
+def is_engine(path: Path) -> bool:
+    """Whether this is a model that TensorRT has compiled."""
+    return path.suffix in ENGINES and path.is_file()
 
 
 def _is_program(path: Path) -> bool:

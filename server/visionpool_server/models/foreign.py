@@ -42,10 +42,6 @@ _NCNN = Format(
     "an ncnn model", "ncnn is not read, nor converted back: export the model it was made from to ONNX", certain=False
 )
 _CORE_ML = Format("a Core ML model", "Core ML is not converted back: export the model it was made from to ONNX")
-_TENSORRT = Format(
-    "a TensorRT engine, which is not served yet, and runs on one kind of GPU only",
-    "serve the .onnx file that it was built from",
-)
 _PADDLE_CHECKPOINT = Format(
     "a Paddle checkpoint of the training, not an export",
     "PaddleDetection, PaddleClas and PaddleOCR: python tools/export_model.py -c CONFIG -o weights=FILE (for the latter two "
@@ -101,7 +97,6 @@ _BY_SUFFIX: dict[str, Format] = {
     **dict.fromkeys((".index", ".meta"), _TF_CHECKPOINT),
     **dict.fromkeys((".caffemodel", ".prototxt"), _CAFFE),
     **dict.fromkeys((".mlmodel", ".mlpackage", ".mlmodelc"), _CORE_ML),
-    **dict.fromkeys((".engine", ".plan", ".trt"), _TENSORRT),
     **dict.fromkeys((".pdparams", ".pdopt"), _PADDLE_CHECKPOINT),
     **dict.fromkeys((".gguf", ".ggml"), _LANGUAGE),
     **dict.fromkeys((".rknn", ".om", ".hef", ".dlc", ".blob"), _DEVICE_ONLY),

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal
 
 from visionpool.errors import InvalidModel, SetupError
 
-from visionpool_server.backends import Backend, ImageInput, Signature, Source, TensorSpec, get_backend
+from visionpool_server.backends import Backend, Signature, TensorSpec, get_backend
 from visionpool_server.families import (
     NO_OPTIONS,
     TASKS,
@@ -22,26 +19,27 @@ from visionpool_server.families import (
     canonical,
     picture_shape,
 )
-from visionpool_server.imaging.recipe import Arithmetic
 from visionpool_server.models import ocr
 from visionpool_server.models.advice import advice, hint
 from visionpool_server.models.bundle import Bundle, read_bundle
 from visionpool_server.models.checks import check_aliases, check_plain, check_said, check_shapes, check_size
-from visionpool_server.models.conversion import readable
 from visionpool_server.models.discovery import Discovery, discover
-from visionpool_server.models.engines import Defaults, Loading
-from visionpool_server.models.files import ModelFiles, weights_in
-from visionpool_server.models.foreign import refusal
+from visionpool_server.models.engines import Loading
+from visionpool_server.models.files import ModelFiles
+from visionpool_server.models.groups import Defaults, groups_of
 from visionpool_server.models.labels import resolve_labels
-from visionpool_server.models.lines import for_lines, line_of
-from visionpool_server.models.missing import missing_part
+from visionpool_server.models.lines import for_lines
 from visionpool_server.models.model import Model, TensorSide
+from visionpool_server.models.picture_input import image_input_of, on_gpu
 from visionpool_server.models.pipeline import is_pipeline, load_pipeline
 from visionpool_server.models.preprocess import recipe_from
+from visionpool_server.models.signature import read_signature
+from visionpool_server.models.source import source_of, weights_of
+from visionpool_server.pool import Pool
 
 OpenBackend = Callable[[str], Backend]  # by its name; raises BackendUnavailable
 
-__all__ = ["Defaults", "Model", "load_model"]
+__all__ = ["Defaults", "Model", "image_input_of", "load_model", "source_of"]
 
 _NOTHING = Bundle()
 _OWN_FAMILY = ("classification", "embedding", "segmentation")  # tasks that a family of the same name usually does
@@ -67,14 +65,15 @@ def _load(
     written = read_bundle(files.config) if files.config else Bundle()
     if usual_family is None and is_pipeline(files, written):
         return load_pipeline(files, written, partial(_load, defaults=defaults, open_backend=open_backend))
-    backend_name = written.runtime.backend or said.runtime.backend or defaults.backend or _usual_backend()
-    backend = open_backend(backend_name)
-    source = source_of(files, written, backend_name, defaults.cache_dir)
-    signature = _read(backend, source)
+    asked = written.over(said)
+    groups = groups_of(asked, defaults, weights_of(files, written))
+    backends = {name: open_backend(name) for name in dict.fromkeys(group.backend for group in groups)}
+    source = source_of(files, asked, groups[0].backend, defaults.cache_dir)
+    signature = read_signature(backends, source)
     found = _found(files, written, signature, usual_family)
     bundle = written.over(found.bundle.over(said))
     check_shapes(bundle, signature)
-    loading = Loading(written.name or files.name, backend, source, bundle, defaults, files.folder)
+    loading = Loading(written.name or files.name, groups, backends, source, bundle, defaults, files.folder)
     family_name = _family_name(bundle, signature)
     if family_name is None:
         return _tensor_model(files, written, signature, loading)
@@ -93,16 +92,6 @@ def _found(files: ModelFiles, written: Bundle, signature: Signature, usual_famil
         return found
     family = usual_family or ocr.family_by_tensors(signature)
     return Discovery(Bundle(family=family, task=TASKS[family]), "its place among the steps")
-
-
-def _read(backend: Backend, source: Source) -> Signature:
-    """Raises InvalidModel, which says what is missing or what to do instead, where that is known."""
-    try:
-        return backend.read(source)
-    except InvalidModel as error:
-        if source.weights and (known := missing_part(source.weights) or refusal(source.weights)):
-            raise known from error
-        raise
 
 
 def _tensor_model(files: ModelFiles, written: Bundle, signature: Signature, loading: Loading) -> Model:
@@ -151,11 +140,16 @@ def _vision_model(
         signature=signature,
         family=family,
         labels=tuple(family.labels),
-        pool=for_lines(_one_by_one(loading, family), family, picture).picture_pool(
-            family, image_input_of(family, picture)
-        ),
+        pool=_picture_pool(loading, family, picture),
         tensors=TensorSide(loading.second_pool),
     )
+
+
+def _picture_pool(loading: Loading, family: Family, picture: TensorSpec) -> Pool:
+    image = image_input_of(family, picture)
+    if loading.bundle.runtime.prepare_on == "gpu" and not loading.defaults.on_paper:
+        image = on_gpu(family, image, loading.groups)
+    return for_lines(_one_by_one(loading, family), family, picture).picture_pool(family, image)
 
 
 def _one_by_one(loading: Loading, family: Family) -> Loading:
@@ -170,42 +164,6 @@ def _one_by_one(loading: Loading, family: Family) -> Loading:
         )
     alone = batching.model_copy(update={"max_batch_size": 1, "sizes": ()})
     return replace(loading, bundle=loading.bundle.model_copy(update={"batching": alone}))
-
-
-def _usual_backend() -> str:
-    return "onnxruntime" if find_spec("onnxruntime") and not find_spec("openvino") else "openvino"
-
-
-def source_of(files: ModelFiles, bundle: Bundle, backend: str, cache_dir: Path | None = None) -> Source:
-    """What the backend reads: the model's weights, or what they had to be converted into."""
-    if backend == "remote":
-        return _remote_source(files, bundle)
-    weights = _named_weights(files, bundle) if bundle.weights else files.weights
-    if weights:
-        return Source(readable(weights, bundle.runtime.cache_dir or cache_dir))
-    if backend != "fake":
-        there = ", ".join(path.name for path in weights_in(files.folder)) or "none"
-        raise InvalidModel(f"which file has the weights? There: {there}", hint="say weights: FILE in model.yaml")
-    return Source()
-
-
-def _named_weights(files: ModelFiles, bundle: Bundle) -> Path:
-    path = files.folder / (bundle.weights or "")
-    if not path.exists():
-        raise InvalidModel(f"weights: {bundle.weights} is not in {files.folder}")
-    return path.parent if path.name == "saved_model.pb" else path
-
-
-def _remote_source(files: ModelFiles, bundle: Bundle) -> Source:
-    """The model runs elsewhere: files of weights beside its model.yaml are not looked at."""
-    if bundle.weights:
-        raise InvalidModel("weights means nothing to backend: remote", hint="leave it out of model.yaml")
-    if bundle.runtime.url is None:
-        raise InvalidModel(
-            "backend: remote needs the server's address", hint="say runtime.url: grpc://HOST:PORT in model.yaml"
-        )
-    runtime = bundle.runtime
-    return Source(url=runtime.url, model=runtime.model or bundle.name or files.name, options=runtime.options)
 
 
 def _family_name(bundle: Bundle, signature: Signature) -> str | None:
@@ -242,22 +200,3 @@ def _shape(spec: TensorSpec, fixed: tuple[int, ...]) -> tuple[int | None, ...]:
     """The shape with what runtime.shapes fixes of it."""
     known = spec.shape or (None,) * len(fixed)
     return tuple(size if size > 0 else own for size, own in zip(fixed, known, strict=True)) if fixed else known
-
-
-def image_input_of(family: Family, picture: TensorSpec) -> ImageInput:
-    arithmetic = _arithmetic_for(picture, family.recipe.arithmetic)
-    layout = picture_shape(picture.shape or ()).layout
-    dtype: Literal["uint8", "float32"] = "float32" if line_of(family) else "uint8"
-    return ImageInput(picture.name, layout, arithmetic, family.recipe.output_size(), dtype)
-
-
-def _arithmetic_for(spec: TensorSpec, arithmetic: Arithmetic) -> Arithmetic:
-    """A model that takes bytes gets the bytes: it does its arithmetic itself."""
-    if spec.dtype != "uint8":
-        return arithmetic
-    if arithmetic not in (Arithmetic(channels=arithmetic.channels), Arithmetic(1.0, channels=arithmetic.channels)):
-        raise InvalidModel(
-            f"preprocess normalises, and input {spec.name!r} takes uint8: the model does that itself",
-            hint="leave normalize: out of preprocess in model.yaml",
-        )
-    return Arithmetic(1.0, channels=arithmetic.channels)

@@ -32,7 +32,7 @@ _ALWAYS = (
 )
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _STAGES = ("success", "fail", "queue", *_COMPUTE)
-_PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}  # Triton's names; OpenVINO's is the backend's, whatever it read
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}  # Triton's names; OpenVINO's is the backend's, whatever it read
 _GPU = re.compile(r"(?:GPU|cuda)(?:[.:](\d+))?", re.IGNORECASE)
 
 
@@ -104,7 +104,7 @@ def model_config(model: Model) -> Any:
             mc.ModelOutput(name=port.name, data_type=_data_type(port), dims=dims(port))
             for port in contract.outputs.values()
         ],
-        instance_group=[_group(model, i) for i in range(len(model.pool.engines))],
+        instance_group=[_group(model, i) for i in range(len(model.pool.groups))],
         dynamic_batching=_batching(model) if limit else None,
         ensemble_scheduling=_ensemble(model) if model.pipeline else None,
     )
@@ -125,7 +125,7 @@ def _max_batch_size(model: Model, contract: Contract) -> int:
         return 0
     if contract.picture and _firsts(contract) - {None, 1}:
         return 0  # its file fixes another: pictures fill it up, own tensors come whole
-    return max(engine.max_batch_size for engine, _ in model.pool.engines)
+    return max(group.engine.max_batch_size for group in model.pool.groups)
 
 
 def _takes_any_rows(model: Model, contract: Contract) -> bool:
@@ -140,7 +140,7 @@ def _takes_any_rows(model: Model, contract: Contract) -> bool:
 
 
 def _batched(model: Model) -> bool:
-    return all(engine.batched for engine, _ in model.pool.engines)
+    return all(group.engine.batched for group in model.pool.groups)
 
 
 def _firsts(contract: Contract) -> set[int | None]:
@@ -185,7 +185,7 @@ def _batching(model: Model) -> Any:
         max_queue_size=batching.max_queue_size,
     )
     return mc.ModelDynamicBatching(
-        preferred_batch_size=sorted({size for engine, _ in model.pool.engines for size in engine.batch_sizes}),
+        preferred_batch_size=sorted({size for group in model.pool.groups for size in group.engine.batch_sizes}),
         max_queue_delay_microseconds=batching.max_queue_delay_us,
         priority_levels=PRIORITY_LEVELS,
         default_priority_level=DEFAULT_PRIORITY,
@@ -201,9 +201,9 @@ def _ensemble(model: Model) -> Any:
 
 
 def _group(model: Model, index: int) -> Any:
-    engine, count = model.pool.engines[index]
-    kind, gpus = _kind(engine, model.pool.placements[index].device)
-    return mc.ModelInstanceGroup(name=f"{model.name}_{index}", count=count, kind=kind, gpus=gpus)
+    group = model.pool.groups[index]
+    kind, gpus = _kind(group.engine, model.pool.placements[index].device)
+    return mc.ModelInstanceGroup(name=f"{model.name}_{index}", count=group.count, kind=kind, gpus=gpus)
 
 
 def _kind(engine: Engine, device: str) -> tuple[int, list[int]]:

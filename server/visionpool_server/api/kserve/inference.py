@@ -156,7 +156,7 @@ class Inference:
 
     def _plan(self, contract: Contract, request: InferRequest, pool: Pool) -> Plan:
         """Raises InvalidRequest for all that is wrong with a request but its tensors' values."""
-        model, engine = contract.model, pool.engines[0][0]
+        model, engine = contract.model, pool.groups[0].engine
         wanted = wanted_outputs(contract, request.outputs, pictures=False)
         names = _own_names(contract, request)
         shapes = {name: tensor.shape for name, tensor in zip(names, request.inputs, strict=True)}
@@ -173,7 +173,7 @@ class Inference:
         pool = plan.pool
         pool.check_room(plan.pieces)
         finish = _with_results(plan.finish, model, request, tensors) if plan.with_results else plan.finish
-        batched = pool.engines[0][0].batched
+        batched = pool.groups[0].engine.batched
         jobs = [_tensor_job(piece, terms, batched=batched) for piece in _pieces(tensors, plan)]
         if len(jobs) == 1:
             jobs[0].finish = finish

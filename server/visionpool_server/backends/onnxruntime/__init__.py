@@ -1,7 +1,8 @@
 """ONNX files through ONNX Runtime: the CPU, or an NVIDIA GPU where `onnxruntime-gpu` is installed.
 
-`session` opens a file and says what it holds, `batches` whether requests can be joined, `backend` loads and tries. `context` is
-what a worker uses: one session holds the weights, and its `run` is safe from many threads.
+`provider` says what runs where, `session` opens a file, `engine` loads it and runs it once, `batches` tells whether requests can
+be joined. What a worker uses is `context` on the CPU, `device_context` on a GPU, with a batch's memory in `slot`. One session holds
+the weights, and its `run` is safe from many threads.
 """
 
 from visionpool_server.backends.onnxruntime.backend import OnnxRuntimeBackend

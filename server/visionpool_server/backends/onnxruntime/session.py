@@ -1,4 +1,4 @@
-"""Files as ONNX Runtime opens them: their tensors' names, shapes and types, and the devices it has."""
+"""Files as ONNX Runtime opens them: their tensors' names, shapes and types."""
 
 from __future__ import annotations
 
@@ -9,26 +9,37 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from visionpool.errors import BackendUnavailable, InvalidModel
+from visionpool.errors import InvalidModel
 
-from visionpool_server.backends import LoadOptions, TensorSpec, zeros
+from visionpool_server.backends import LoadOptions, Signature, TensorSpec, refuse_unknown_types, zeros
+from visionpool_server.backends.onnxruntime import libraries
+from visionpool_server.backends.onnxruntime.provider import CUDA, Provider
 
 _DTYPES = {"float": "float32", "double": "float64", "string": "bytes"}  # the other names are NumPy's
 
 
-def open_session(weights: Path | None, settings: ort.SessionOptions, providers: list[object]) -> ort.InferenceSession:
+def open_session(weights: Path | None, settings: ort.SessionOptions, provider: Provider) -> ort.InferenceSession:
+    """Raises InvalidModel, and BackendUnavailable where the provider does not load."""
     if weights is None or weights.suffix != ".onnx":
         raise InvalidModel(
             f"ONNX Runtime reads .onnx files, not {weights.name if weights else 'nothing'}",
             hint="say runtime.backend: openvino in model.yaml",
         )
+    cuda = provider.name == CUDA
+    if cuda:
+        libraries.preload()
     try:
-        session = ort.InferenceSession(str(weights), settings, providers=providers)
+        # enable_fallback: it would go on with the CPU where the GPU fails, and say so on the standard output
+        session = ort.InferenceSession(str(weights), settings, providers=provider.listed, enable_fallback=0)
         for node in (*session.get_inputs(), *session.get_outputs()):
             spec_of(node)  # raises UnicodeDecodeError for names that are no UTF-8
-        return session
     except Exception as error:  # its exceptions have no base class of their own
+        if cuda and libraries.missing():
+            raise libraries.unusable() from error
         raise InvalidModel(f"ONNX Runtime cannot load {weights.name}: {reason(error)}") from error
+    if cuda and CUDA not in session.get_providers():
+        raise libraries.unusable()
+    return session
 
 
 def spec_of(node: ort.NodeArg) -> TensorSpec:
@@ -85,18 +96,11 @@ def reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-def providers_for(device: str) -> list[object]:
-    if device == "CPU":
-        return ["CPUExecutionProvider"]
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or not (index or "0").isdecimal():
-        raise BackendUnavailable(
-            f"the onnxruntime backend runs on CPU or cuda:N, not on {device}",
-            hint="say runtime.backend: openvino",
+def refuse_what_it_cannot_send(session: ort.InferenceSession) -> None:
+    signature = Signature(inputs_of(session), tuple(map(spec_of, session.get_outputs())))
+    refuse_unknown_types(signature)
+    if {"bytes", "bfloat16"} <= {spec.dtype for spec in (*signature.inputs, *signature.outputs)}:
+        raise InvalidModel(
+            "ONNX Runtime cannot take strings and bfloat16 in one model from Python",
+            hint="say runtime.backend: openvino, or cast the bfloat16 tensors in the export",
         )
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise BackendUnavailable(
-            "this onnxruntime has no CUDA provider",
-            hint="pip uninstall onnxruntime; pip install onnxruntime-gpu; and an NVIDIA driver",
-        )
-    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]

@@ -15,7 +15,10 @@ from visionpool.errors import BackendUnavailable
 
 from visionpool_server.backends import LoadOptions, Source, Tensors
 from visionpool_server.backends.onnxruntime.context import OnnxRuntimeContext
-from visionpool_server.backends.onnxruntime.session import open_session, providers_for
+from visionpool_server.backends.onnxruntime.device import cuda_devices, open_gpu
+from visionpool_server.backends.onnxruntime.engine import opened
+from visionpool_server.backends.onnxruntime.provider import CUDA, Provider, provider_for
+from visionpool_server.backends.onnxruntime.session import open_session
 from visionpool_server.backends.survey import Counts, Support, Timing
 from visionpool_server.cpu import cpu_count
 
@@ -31,21 +34,23 @@ class OnnxRuntimeSurvey:
         """It shows no edges and no shapes."""
 
     def devices(self) -> tuple[str, ...]:
-        return ("CPU", "cuda:0") if "CUDAExecutionProvider" in ort.get_available_providers() else ("CPU",)
+        return ("CPU", *cuda_devices()) if CUDA in ort.get_available_providers() else ("CPU",)
 
     def support(self, device: str) -> Support:
         """By what its own partitioning gives to the device's provider."""
         try:
-            providers = providers_for(device)
+            provider = provider_for(device)
+            if not provider.on_cpu:
+                open_gpu(provider.ordinal).close()  # raises NoDriver
+            by_provider = self._assigned(provider)
         except BackendUnavailable as error:
             return Support(device, available=False, note=error.message)
-        by_provider = self._assigned(providers)
         if by_provider is None:
             return Support(device, available=True, note="this onnxruntime does not say; 1.24 and later do")
-        own = "CUDAExecutionProvider" if device != "CPU" else "CPUExecutionProvider"
+        own = CUDA if device != "CPU" else "CPUExecutionProvider"
         others: Counter[str] = Counter()
-        for provider, counts in by_provider.items():
-            if provider != own:
+        for name, counts in by_provider.items():
+            if name != own:
                 others.update(counts)
         return Support(device, True, own, by_provider.get(own, {}), dict(others))
 
@@ -55,12 +60,12 @@ class OnnxRuntimeSurvey:
     def compiled_parts(self, device: str, cpu_operators: tuple[str, ...]) -> None:
         """It does not say."""
 
-    def _assigned(self, providers: list[object]) -> Mapping[str, Counts] | None:
+    def _assigned(self, provider: Provider) -> Mapping[str, Counts] | None:
         """Provider -> operators, of the graph as in the file. None where it does not tell."""
         settings = _quiet()
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        session = open_session(self._source.weights, settings, providers)
+        session = open_session(self._source.weights, settings, provider)
         if not hasattr(session, "get_provider_graph_assignment_info"):
             return None
         found: dict[str, Counter[str]] = {}
@@ -74,7 +79,7 @@ class OnnxRuntimeSurvey:
             settings.intra_op_num_threads = max(1, cpu_count() // (self._options.contexts or cpu_count()))
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
-            session = open_session(self._source.weights, settings, providers_for(self._options.device))
+            session = opened(self._source, self._options, settings, provider_for(self._options.device))
             context, runs = OnnxRuntimeContext(session, self._options), 0
             context.infer(batch)
             end = time.monotonic() + seconds

@@ -169,7 +169,7 @@ def is_here(name: str) -> bool:
 def _hint_about(name: str, known: Sequence[str]) -> str | None:
     kind = name.partition(".")[0]
     if name.startswith("cuda"):
-        return f"{name} is a device of runtime.backend: onnxruntime"
+        return f"{name} is a device of runtime.backend: onnxruntime or tensorrt; without a backend the device chooses"
     return None if kind in {one.partition(".")[0] for one in known} else _NEEDS.get(kind, _FORMS)
 
 

@@ -1,0 +1,37 @@
+"""What all contexts of one engine share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from visionpool_server.backends import ImageInput
+from visionpool_server.backends.tensorrt.api import Api
+from visionpool_server.backends.tensorrt.ranges import Ranges
+from visionpool_server.backends.tensorrt.tensors import Tensor
+from visionpool_server.cuda.gpu import Gpu
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`engine`: a trt.ICudaEngine, which holds the weights. `graphs`: whether to replay inferences as CUDA graphs."""
+
+    api: Api
+    engine: Any  # trt.ICudaEngine
+    gpu: Gpu
+    tensors: tuple[Tensor, ...]
+    ranges: Ranges
+    image: ImageInput | None
+    graphs: bool
+
+    @property
+    def device(self) -> str:
+        return f"cuda:{self.gpu.ordinal}"
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor in self.tensors if tensor.is_input)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor in self.tensors if not tensor.is_input)

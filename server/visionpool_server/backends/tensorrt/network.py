@@ -1,0 +1,121 @@
+"""From an ONNX file to TensorRT's network: strongly typed, so that each layer computes in the types that the file says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from visionpool.errors import BackendUnavailable, InvalidModel
+
+from visionpool_server.backends import TensorSpec
+from visionpool_server.backends.tensorrt import log
+from visionpool_server.backends.tensorrt.api import Api
+
+_TYPES = ("float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64", "bool")
+_NO_LAYER = ("UNSUPPORTED_NODE", "INVALID_NODE", "UNSUPPORTED_NODE_ATTR", "UNSUPPORTED_NODE_DATATYPE")
+_MOST = 5  # operators that one message names
+
+
+class Network:
+    """What was parsed, with all that has to live as long: the parser does not keep its network, nor that its builder."""
+
+    def __init__(self, builder: Any, network: Any, parser: Any) -> None:
+        self.builder = builder
+        self.network = network
+        self.parser = parser
+
+    def close(self) -> None:
+        """Frees them, last made first."""
+        self.parser = None
+        self.network = None
+        self.builder = None
+
+    def inputs(self) -> list[Any]:  # of trt.ITensor
+        network = self.network
+        return [network.get_input(index) for index in range(network.num_inputs)]
+
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """As TensorRT infers them; None where they follow from the inputs' shapes or values."""
+        network = self.network
+        tensors = [network.get_output(index) for index in range(network.num_outputs)]
+        return {tensor.name: tuple(size if size >= 0 else None for size in tensor.shape) for tensor in tensors}
+
+
+@contextmanager
+def parsed(api: Api, source: Path | bytes, name: str) -> Iterator[Network]:
+    """An ONNX file, or its bytes where no weights lie beside it. Raises InvalidModel, BackendUnavailable."""
+    with log.errors(api) as errors:
+        builder = _builder(api, errors)
+        network = builder.create_network(1 << int(api.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = api.trt.OnnxParser(network, log.logger(api))
+        whole = Network(builder, network, parser)
+        try:
+            done = parser.parse(source) if isinstance(source, bytes) else parser.parse_from_file(str(source))
+            if not done:
+                raise _refusal(api, parser, name, errors)
+            if not network.num_layers or not network.num_outputs:  # junk may well be parsed, to nothing
+                raise InvalidModel(f"{name} is no ONNX file: there is nothing in it", hint="export it again")
+            yield whole
+        finally:
+            del network, parser, builder
+            whole.close()
+
+
+def _builder(api: Api, errors: log.Errors) -> Any:
+    """Without a GPU, TensorRT's own cannot be made."""
+    try:
+        return api.trt.Builder(log.logger(api))
+    except (TypeError, RuntimeError) as error:  # of pybind11, where the library gives nothing back
+        reason = errors.reason if errors.messages else str(error).splitlines()[0]
+        raise BackendUnavailable(
+            f"{api.title} cannot build here: {reason}",
+            hint="it needs an NVIDIA GPU and its driver; TensorRT-RTX builds without",
+        ) from error
+
+
+def _refusal(api: Api, parser: Any, name: str, errors: log.Errors) -> InvalidModel:
+    """What the parser says of the nodes that it does not take."""
+    found = [parser.get_error(index) for index in range(parser.num_errors)]
+    operators = list(dict.fromkeys(error.node_operator() for error in found if _of_a_layer(error)))
+    if operators:
+        more = f" and {len(operators) - _MOST} more" if len(operators) > _MOST else ""
+        first = next(error for error in found if error.node_operator() == operators[0])
+        return InvalidModel(
+            f"{api.title} has no layer for {', '.join(operators[:_MOST])}{more} of {name}: {_told(first)}",
+            hint=(
+                "say runtime.plugins: [FILE] for a library or a Python file that has it, or runtime.backend: onnxruntime"
+                if api.plugins
+                else "say runtime.backend: onnxruntime, or install TensorRT itself, which takes plugins"
+            ),
+        )
+    if any(error.code().name == "MODEL_DESERIALIZE_FAILED" for error in found):
+        return InvalidModel(f"{name} is no ONNX file, or a damaged one", hint="export it again")
+    reason = "; ".join(dict.fromkeys(map(_told, found))) or errors.reason
+    if missing := [text for text in errors.messages if "Failed to open file" in text]:
+        reason = log.in_short(missing[0]).split(": ", 1)[-1]
+        return InvalidModel(f"{name}: {reason}", hint="the file with its weights belongs beside it")
+    return InvalidModel(f"{api.title} cannot read {name}: {reason[:500]}", hint="say runtime.backend: onnxruntime")
+
+
+def _of_a_layer(error: Any) -> bool:  # trt.ParserError
+    return bool(error.node_operator()) and error.code().name in _NO_LAYER
+
+
+def _told(error: Any) -> str:  # trt.ParserError
+    """Its description is at times no more than the condition that failed."""
+    text = " ".join(error.desc().split())
+    node = f"node {error.node()}" + (f" ({error.node_name()})" if error.node_name() else "")
+    where = f"{node}: " if error.node() >= 0 else ""
+    return f"{where}{text if text and text != 'false' else 'it is not supported'}"
+
+
+def refuse_types(specs: Sequence[TensorSpec]) -> None:
+    """Raises InvalidModel for inputs and outputs of types that TensorRT does not have, or silently makes others of."""
+    for spec in specs:
+        if spec.dtype not in _TYPES:
+            raise InvalidModel(
+                f"tensor {spec.name!r} is of type {spec.dtype}, and TensorRT takes {', '.join(_TYPES)}",
+                hint="export it as one of these, or say runtime.backend: onnxruntime",
+            )

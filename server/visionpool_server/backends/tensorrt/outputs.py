@@ -1,0 +1,57 @@
+"""Memory for outputs whose size only the numbers tell: TensorRT asks for it in the middle of an inference."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Protocol
+
+from visionpool_server.backends.tensorrt.api import Api
+from visionpool_server.backends.tensorrt.buffers import Slot
+
+
+class Allocator(Protocol):
+    """A trt.IOutputAllocator. `shape`: of the last inference, once it was put on its stream. `error`: why it had no memory."""
+
+    shape: tuple[int, ...] | None
+    error: Exception | None
+
+    def expect(self) -> None:
+        """Before each inference."""
+
+
+def allocator(api: Api, slot: Slot) -> Allocator:
+    """Gives the device memory of `slot`, which grows where it has to."""
+    made: Allocator = _class(api.trt)(slot)
+    return made
+
+
+@cache
+def _class(trt: Any) -> Any:
+    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc]  # its base is found at run time
+        def __init__(self, slot: Slot) -> None:
+            trt.IOutputAllocator.__init__(self)
+            self._slot = slot
+            self.expect()
+
+        def expect(self) -> None:
+            self.shape: tuple[int, ...] | None = None
+            self.error: Exception | None = None
+
+        def reallocate_output_async(
+            self,
+            tensor_name: str,  # noqa: ARG002  TensorRT's signature
+            memory: int,  # noqa: ARG002
+            size: int,
+            alignment: int,  # noqa: ARG002  memory of the driver's is aligned to 256
+            stream: int,  # noqa: ARG002
+        ) -> int:
+            try:
+                return self._slot.device(size).address
+            except Exception as error:  # noqa: BLE001  nothing may pass through TensorRT; 0 tells it, `error` us
+                self.error = error
+                return 0
+
+        def notify_shape(self, tensor_name: str, shape: Any) -> None:  # noqa: ARG002
+            self.shape = tuple(shape)
+
+    return OutputAllocator
