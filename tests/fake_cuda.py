@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 from visionpool_server.cuda.driver import Grid, Handle, Properties
-from visionpool_server.cuda.errors import CudaError, NoDriver, OutOfMemory
+from visionpool_server.cuda.errors import CudaError, NoDriver, OutOfMemory, refused
 
 from tests.fake_cuda_memory import GARBAGE, Block, Memory, Span, copy, fill, overlap, read
 from tests.fake_cuda_work import Fault, Line, Schedule, Work
@@ -147,6 +147,12 @@ class FakeDriver:
         block = self._blocks.around(address)
         assert block is not None, f"{address:#x} is nobody's"
         return Span(block.address, block.size)
+
+    def note_written(self, span: Span) -> None:
+        """That a runtime has filled device memory by means of its own."""
+        block = self._blocks.around(*span)
+        assert block is not None, "it is nobody's"
+        block.note_written(span.address - block.address, span.address - block.address + span.size)
 
     def room(self, address: int) -> int:
         """How many bytes there are from an address to the end of its block; 0 where it is in none, or a freed one."""
@@ -398,10 +404,10 @@ class FakeDriver:
         status = self._struck(name)
         broken = self._schedule.broken if name not in _WITHOUT_CONTEXT else None
         if (status or broken) and name not in ENDING:
-            raise CudaError(name, status or broken or "")
+            raise refused(name, status or broken or "")
         yield
         if status or broken:
-            raise CudaError(name, status or broken or "")
+            raise refused(name, status or broken or "")
 
     def _struck(self, name: str) -> str | None:
         for failure in list(self._failures):

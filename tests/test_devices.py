@@ -24,9 +24,12 @@ from visionpool_server import cpu
 from visionpool_server.api import devices as devices_api
 from visionpool_server.api.answers import describe
 from visionpool_server.api.devices import DevicesApi
+from visionpool_server.api.schemas import DeviceList
 from visionpool_server.backends import LoadOptions, Placement, Signature, Source, TensorSpec, choice, get_backend
 from visionpool_server.backends.fake import FakeEngine
 from visionpool_server.imaging.unprepared import Unprepared
+from visionpool_server.inspection import gpus
+from visionpool_server.inspection.gpus import notes_on_gpus
 from visionpool_server.inspection.inspector import inspect_model
 from visionpool_server.models import cores
 from visionpool_server.models.files import find_models
@@ -40,8 +43,6 @@ from tests.test_cli import failed, visionpool
 from tests.test_monitor import GIB, FakeNvml, nvml
 
 __all__ = ["nvml"]  # a fixture: a machine with two GPUs, for nvidia-ml
-
-NO_DRIVER = "no NVIDIA driver here, or no package to ask it"
 
 
 class NotedEngine(FakeEngine):
@@ -348,8 +349,8 @@ def test_a_lone_engine_is_tensorrts_whatever_the_device(
     noted.signature = get_backend("onnxruntime").read(Source(tiny_models.yolov8(plan.with_name("gone.onnx"))))
     plan.with_name("gone.onnx").unlink()
     plan.write_bytes(b"ftrt")
-    for path, defaults in ((plan, {}), (plan.parent, {"device": "cuda:1"})):
-        load(path, noted, **defaults)
+    load(plan, noted)
+    load(plan.parent, noted, device="cuda:1")
     assert noted.placed == [("tensorrt", "cuda:0"), ("tensorrt", "cuda:1")]
     assert f"yolo{suffix} is a TensorRT engine, which the openvino backend does not read" in refused(
         plan, noted, backend="openvino"
@@ -404,8 +405,9 @@ def test_a_gpu_gets_pictures_as_they_were_decoded(installed: Any, onnx: Path, no
         assert options.image.size == (tiny_models.SIZE, tiny_models.SIZE)
     assert model.family is not None
     pixels = tiny_models.picture(40, 60)
-    prepared = model.family.prepare(pixels).tensors["images"]
+    prepared = model.family.prepare(pixels).tensors["images"].item()  # a picture among arrays
     assert isinstance(prepared, Unprepared)
+    assert prepared.pixels is pixels
     assert prepared.size == (tiny_models.SIZE, tiny_models.SIZE)
     noted.loads.clear()
     model.tensor_pool().close()
@@ -426,7 +428,7 @@ def test_elsewhere_pictures_come_prepared(installed: Any, onnx: Path, noted: Not
     [
         ({"runtime": ON_GPU}, "for workers on NVIDIA GPUs alone, and some run by openvino on CPU"),
         ({"runtime": ON_GPU, "workers": [{"device": "cuda:0"}, {"device": "CPU"}]}, "some run by openvino on CPU"),
-        ({"runtime": {**ON_GPU, "backend": "fake", "device": "cuda:0"}}, "some run by fake on cuda:0"),
+        ({"runtime": {"device": "cuda:0", **ON_GPU, "backend": "fake"}}, "some run by fake on cuda:0"),
         (
             {"runtime": {**ON_GPU, "device": "cuda:0"}, "preprocess": [{"resize_short": 64}]},
             "needs pictures of one size, and preprocess leaves theirs open",
@@ -436,7 +438,7 @@ def test_elsewhere_pictures_come_prepared(installed: Any, onnx: Path, noted: Not
                 "runtime": {**ON_GPU, "device": "cuda:0"},
                 "preprocess": [{"resize": {"size": [64, 64], "interpolation": "cubic"}}],
             },
-            "prepare_on",
+            "cubic interpolation, and the GPU does it by linear interpolation alone (",
         ),
     ],
 )
@@ -444,7 +446,9 @@ def test_what_a_gpu_cannot_prepare_is_refused(
     installed: Any, tmp_path: Path, noted: Noted, config: dict[str, Any], says: str
 ) -> None:
     path = tiny_models.classifier(tmp_path / "m" / "m.onnx", size=None)
-    assert says in refused(path.parent, noted, {"task": "classification", **config})
+    usual = {"task": "classification", "preprocess": [{"resize": [64, 64]}]}
+    assert says in refused(path.parent, noted, {**usual, **config})
+    assert not noted.loads
 
 
 # Cores
@@ -519,13 +523,33 @@ def test_inspect_sees_what_a_device_would_run(onnx: Path) -> None:
     assert inspect_model(files, device="CPU").model.backend == "openvino"
 
 
+def test_inspect_says_what_the_gpus_are_doing(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = SimpleNamespace(device_count=lambda: 2, properties=_properties)
+    monkeypatch.setattr(gpus, "open_driver", lambda: driver)
+    nvml.fails["nvmlDeviceGetUtilizationRates"] = FakeNvml.NVMLError_NotSupported()
+    assert notes_on_gpus() == (
+        "cuda:0 is A100-SXM4: 5.0 of 80.0 GiB in use",
+        "cuda:1 is H100 PCIe: 5.0 of 80.0 GiB in use",
+    )
+    nvml.fails.clear()
+    assert notes_on_gpus()[0].endswith("GiB in use, busy 37% of the time")
+    assert nvml.open == 0
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert notes_on_gpus() == ("cuda:0 is A100-SXM4", "cuda:1 is H100 PCIe")
+    driver.device_count = lambda: 0
+    assert notes_on_gpus() == ("this machine has a driver of NVIDIA's, and no GPU",)
+    monkeypatch.setattr(gpus, "open_driver", lambda: FakeDriver(there=False))
+    assert notes_on_gpus()[0].startswith("this machine's NVIDIA GPUs are not known: ")
+
+
 # GET /v1/devices
 
 
 def test_the_server_tells_where_its_models_run(demo_server: Server) -> None:
     answer = httpx.get(f"{demo_server.url}/v1/devices")
     assert answer.status_code == 200
-    (entry,) = answer.json()["devices"]
+    (entry,) = DeviceList.model_validate(answer.json()).model_dump()["devices"]
+    assert answer.json() == {"devices": [entry]}  # nothing that its schema does not say
     assert entry["device"] == "CPU"
     assert entry["backends"] == ["openvino"]
     assert entry["models"] == ["shapes", "digits"]
@@ -548,7 +572,7 @@ def serving_on_gpus(installed: Any, onnx: Path, noted: Noted, monkeypatch: pytes
 
 
 def _properties(ordinal: int) -> Any:
-    return SimpleNamespace(bus=("0000:3b:00.0", "0000:af:00.0")[ordinal])
+    return SimpleNamespace(bus=("0000:3b:00.0", "0000:af:00.0")[ordinal], name=("A100-SXM4", "H100 PCIe")[ordinal])
 
 
 def test_what_gpus_are_doing_stands_beside_what_runs_there(serving_on_gpus: DevicesApi, nvml: FakeNvml) -> None:

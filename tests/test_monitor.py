@@ -61,7 +61,7 @@ class FakeNvml(ModuleType):
     def nvmlShutdown(self) -> None:
         self.open -= 1
 
-    def nvmlDeviceGetHandleByPciBusId(self, pciBusId: str) -> str:
+    def nvmlDeviceGetHandleByPciBusId(self, pciBusId: str) -> str:  # noqa: N803  its name in the package
         self._asked("nvmlDeviceGetHandleByPciBusId")
         domain, _, rest = pciBusId.partition(":")
         handle = f"{int(domain, 16):08X}:{rest.upper()}"
@@ -99,10 +99,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_each_gpu_is_asked_by_its_address_and_keeps_cudas_number(nvml: FakeNvml) -> None:
     """CUDA_VISIBLE_DEVICES=1,0 turns them round."""
     monitor = Monitor({"cuda:0": H100, "cuda:1": A100})
-    used = dict(memory_used=5 * GIB, memory_total=80 * GIB, memory_own=3 * GIB, utilization=0.37)
+    figures = (5 * GIB, 80 * GIB, 3 * GIB, 0.37)
     assert monitor.read() == (
-        GpuUse("cuda:0", "NVIDIA H100", H100, **used),  # type: ignore[arg-type]
-        GpuUse("cuda:1", "NVIDIA A100", A100, **used),  # type: ignore[arg-type]
+        GpuUse("cuda:0", "NVIDIA H100", H100, *figures),
+        GpuUse("cuda:1", "NVIDIA A100", A100, *figures),
     )
 
 

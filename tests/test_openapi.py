@@ -60,6 +60,7 @@ def test_every_route_is_described(document: dict[str, Any]) -> None:
         "POST /v1/models/{model}/predict",
         "GET /v1/models",
         "GET /v1/models/{model}",
+        "GET /v1/devices",
         "POST /fd/{model}",
         "GET /health/live",
         "GET /health/ready",

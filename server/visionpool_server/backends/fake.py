@@ -7,6 +7,7 @@ against the very picture that was sent. Without an image in its options it takes
 
     load_ms: 500       takes so long to load
     latency_ms: 20     sleeps so long for every batch
+    depth: 2           takes the next batch in while one is computed, as a GPU does
     on_cpu: true       says that it computes on the CPU, where workers may decode as well
     quick_bytes: 999   says that inputs of at most so many bytes need no worker
     fail: [250, 0, 0]  a batch with a picture of this exact top-left pixel raises
@@ -18,6 +19,8 @@ against the very picture that was sent. Without an image in its options it takes
 from __future__ import annotations
 
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
@@ -55,9 +58,15 @@ class FakeEngine:
         self._spent: set[str] = set()
         self._lock = Lock()
         self.batches: list[int] = []  # the sizes run so far
+        self.open_contexts = 0  # of the deep ones
 
     def clone(self) -> FakeContext:
-        return FakeContext(self)
+        depth = int(self._options.get("depth", 1))
+        return FakeDeepContext(self, depth) if depth > 1 else FakeContext(self)
+
+    def count_contexts(self, more: int) -> None:
+        with self._lock:
+            self.open_contexts += more
 
     def run(self, images: NDArray[Any]) -> NDArray[np.float32]:
         with self._lock:
@@ -100,5 +109,56 @@ class FakeContext:
         self._engine = engine
 
     def infer(self, batch: Tensors) -> Tensors:
-        images = batch["images"]  # (N, H, W, 3) uint8, or its own (N, 3, H, W) float32
-        return {"output0": self._engine.run(images if images.dtype == np.uint8 else np.moveaxis(images, 1, -1))}
+        return {"output0": self._engine.run(_pixels(batch))}
+
+
+class FakeDeepContext(FakeContext):
+    """A device that runs one batch after the other on a thread of its own. It holds its user to what a DeepContext says:
+    outputs are asked for in order, never more than `depth` are awaited, and those of a batch are overwritten in time."""
+
+    def __init__(self, engine: FakeEngine, depth: int) -> None:
+        super().__init__(engine)
+        self.depth = depth
+        self._device = ThreadPoolExecutor(1, "fake-device")
+        self._pending: deque[FakePending] = deque()
+        self._given: deque[NDArray[np.float32]] = deque()  # outputs that are valid still
+        engine.count_contexts(1)
+
+    def begin(self, batch: Tensors) -> FakePending:
+        if len(self._pending) >= self.depth:
+            raise RuntimeError(f"{self.depth} batches are under way already")
+        while len(self._given) + len(self._pending) >= self.depth:
+            self._given.popleft().fill(np.nan)  # its buffer is that of the new batch
+        pending = FakePending(self, self._device.submit(self._engine.run, _pixels(batch).copy()))
+        self._pending.append(pending)
+        return pending
+
+    def infer(self, batch: Tensors) -> Tensors:
+        return self.begin(batch).outputs()
+
+    def outputs_of(self, pending: FakePending) -> Tensors:
+        if not self._pending or self._pending[0] is not pending:
+            raise RuntimeError("outputs are asked for in order, and once")
+        self._pending.popleft()
+        shares = pending.future.result()
+        self._given.append(shares)
+        return {"output0": shares}
+
+    def close(self) -> None:
+        self._device.shutdown()  # waits
+        self._engine.count_contexts(-1)
+
+
+class FakePending:
+    def __init__(self, context: FakeDeepContext, future: Future[NDArray[np.float32]]) -> None:
+        self.future = future
+        self._context = context
+
+    def outputs(self) -> Tensors:
+        return self._context.outputs_of(self)
+
+
+def _pixels(batch: Tensors) -> NDArray[Any]:
+    """(N, H, W, 3), of uint8 like that or of its own float32 (N, 3, H, W)."""
+    images = batch["images"]
+    return images if images.dtype == np.uint8 else np.moveaxis(images, 1, -1)

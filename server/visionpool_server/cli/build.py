@@ -81,7 +81,15 @@ def build(
     from visionpool_server.building import build as build_bundle
 
     wish = Wish(
-        model, out, precision, calibration, samples, dataset, device, max_pixels=max_pixels, cache_dir=cache_dir
+        model,
+        out,
+        precision,
+        calibration,
+        samples,
+        dataset,
+        device or "CPU",
+        max_pixels=max_pixels,
+        cache_dir=cache_dir,
     )
     with _progress() as notify:
         report = build_bundle(wish, notify)

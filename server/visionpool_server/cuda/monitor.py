@@ -55,15 +55,18 @@ class Monitor:
 
     def read(self) -> tuple[GpuUse, ...]:
         """In the order of `buses`; empty where nvidia-ml is missing or fails, and the log says why, once."""
+        try:
+            nvml = import_module("pynvml")
+        except ModuleNotFoundError as error:
+            self._tell(f"the Python package {error.name!r} is missing: pip install nvidia-ml-py")
+            return ()
         with self._lock:
             try:
-                nvml = self._nvml or self._open()
+                self._open(nvml)
                 return tuple(self._use(nvml, device, bus) for device, bus in self._buses.items())
-            except ModuleNotFoundError as error:
-                self._tell(f"the Python package {error.name!r} is missing: pip install nvidia-ml-py")
-            except Exception as error:  # noqa: BLE001  NVMLError, of a module that may be missing
+            except nvml.NVMLError as error:
                 self._tell(str(error))
-            return ()
+                return ()
 
     def close(self) -> None:
         """nvmlShutdown. A later `read` opens it again."""
@@ -73,11 +76,10 @@ class Monitor:
             if nvml:
                 nvml.nvmlShutdown()
 
-    def _open(self) -> Nvml:
-        nvml = import_module("pynvml")
-        nvml.nvmlInit()
-        self._nvml = nvml
-        return nvml
+    def _open(self, nvml: Nvml) -> None:
+        if self._nvml is None:
+            nvml.nvmlInit()
+            self._nvml = nvml
 
     def _use(self, nvml: Nvml, device: str, bus: str) -> GpuUse:
         handle = self._handles.get(bus)

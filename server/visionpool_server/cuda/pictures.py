@@ -33,13 +33,15 @@ PICTURE = np.dtype(  # `struct Picture` of kernels/pictures.cu
     [
         *((name, np.int64) for name in ("pixels",)),
         *((name, np.float64) for name in ("step_y", "step_x")),
-        *((name, np.int32) for name in ("rows", "columns", "pitch", "way", "top", "left", "bottom", "right", "y", "x")),
+        *(
+            (name, np.int32)
+            for name in ("rows", "columns", "pitch", "resized", "top", "left", "bottom", "right", "y", "x")
+        ),
         ("fill", np.uint8, 4),
     ],
     align=True,
 )
 KERNEL = "prepare_pictures"
-_COPY, _BILINEAR, _HALF = range(3)  # `enum Way`
 _TYPES = {"uint8": 0, "float16": 1, "float32": 2}  # `enum Type`
 _BLOCK: Grid = (32, 8, 1)  # one warp's threads write neighbours in a row
 _ALIGNMENT = 16  # of pixels; what floats need, and what copies like
@@ -205,15 +207,6 @@ def _record(picture: Unprepared, start: int) -> tuple[Any, ...]:
     """A row of PICTURE. The steps are computed as OpenCV does, by two divisions."""
     (rows, columns, channels), (height, width) = picture.pixels.shape, picture.resized
     steps = 1.0 / (height / rows), 1.0 / (width / columns)
-    way = _COPY if (rows, columns) == (height, width) else _HALF if steps == (2.0, 2.0) else _BILINEAR
-    return (
-        start,
-        *steps,
-        rows,
-        columns,
-        columns * channels,
-        way,
-        *picture.visible,
-        *picture.origin,
-        (*picture.fill, 0),
-    )
+    resized = (rows, columns) != (height, width)
+    fill = (*picture.fill, 0)
+    return start, *steps, rows, columns, columns * channels, resized, *picture.visible, *picture.origin, fill

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -195,17 +196,10 @@ class PycudaDriver:
         values = [_number(argument) for argument in arguments]
         self._call(kernel, *values, grid=grid, block=block, stream=self._stream(stream, "cuLaunchKernel"))
 
-    def begin_capture(self, stream: int) -> None:
+    def _no_graphs(self, *_: Any, **__: Any) -> Any:
         raise CudaError("cuStreamBeginCapture", "CUDA_ERROR_NOT_SUPPORTED")
 
-    def end_capture(self, stream: int) -> Handle:
-        raise CudaError("cuStreamEndCapture", "CUDA_ERROR_NOT_SUPPORTED")
-
-    def launch_graph(self, graph: Handle, stream: int) -> None:
-        raise CudaError("cuGraphLaunch", "CUDA_ERROR_NOT_SUPPORTED")
-
-    def destroy_graph(self, graph: Handle) -> None:
-        raise CudaError("cuGraphExecDestroy", "CUDA_ERROR_NOT_SUPPORTED")
+    begin_capture = end_capture = launch_graph = destroy_graph = _no_graphs
 
     def _stream(self, stream: int, call: str) -> Any:
         return self._find(self._held.streams, stream, call)
@@ -231,7 +225,9 @@ class PycudaDriver:
 
 def _import() -> Any:
     try:
-        return import_module("pycuda.driver")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pycuda's own, that its import is about to fail
+            return import_module("pycuda.driver")
     except ImportError as error:
         said = str(error)
         if "libcuda" in said:

@@ -21,8 +21,8 @@ Fill = int | tuple[int, int, int]
 class NotOnGpu(InvalidModel):
     """A recipe asks for more than one bilinear sampling of the picture, which is what the GPU does of it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, hint="runtime.prepare_on: cpu in model.yaml, or other steps in preprocess")
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or "runtime.prepare_on: cpu in model.yaml, or other steps in preprocess")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

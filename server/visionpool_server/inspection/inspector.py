@@ -11,9 +11,11 @@ from pathlib import Path
 from visionpool.errors import BackendUnavailable, SetupError
 
 from visionpool_server.backends import LoadOptions
+from visionpool_server.backends.choice import cuda_ordinal
 from visionpool_server.backends.survey import Graph, Support, Survey, open_survey
 from visionpool_server.inspection.advice import model_yaml
 from visionpool_server.inspection.facts import facts_of, pipeline_report, preprocessing_of, tensor
+from visionpool_server.inspection.gpus import notes_on_gpus
 from visionpool_server.inspection.identity import Identified, identified, identity_of, load_on_paper
 from visionpool_server.inspection.measure import measure
 from visionpool_server.inspection.placement import move_to_cpu, moved_to_cpu, split
@@ -48,7 +50,7 @@ def _named(known: Identified, run_seconds: float | None) -> Report:
 
 
 def _report(known: Identified, run_seconds: float | None) -> Report:
-    notes: list[str] = []
+    notes = list(notes_on_gpus()) if cuda_ordinal(known.device) is not None else []
     proposed = proposals(known)
     shapes = fixed_shapes(known, proposed)
     options = replace(known.options, shapes=shapes)
@@ -81,12 +83,13 @@ def _report(known: Identified, run_seconds: float | None) -> Report:
 
 def _graph(known: Identified, survey: Survey | None, options: LoadOptions, notes: list[str]) -> Graph | None:
     """From the backend's survey, or from OpenVINO's of the same file."""
-    if survey is None:
+    weights = known.source.weights
+    if survey is None and not (weights and weights.suffix == ".onnx" and find_spec("openvino")):
         notes.append(f"the {known.backend_name} backend shows neither the graph nor what it costs")
         return None
-    graph = survey.graph()
+    graph = survey.graph() if survey else None
     if graph is None and find_spec("openvino"):
-        notes.append("FLOPs and memory are counted on the graph as OpenVINO reads it: ONNX Runtime shows none")
+        notes.append(f"FLOPs and memory are counted on the graph as OpenVINO reads it: {known.backend_name} shows none")
         graph = _other_graph(known, options, notes)
     if graph is not None and not graph.fixed:
         notes.append(

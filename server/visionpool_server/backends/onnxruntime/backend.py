@@ -40,6 +40,6 @@ def _refuse_what_it_lacks(options: LoadOptions) -> None:
     if options.precision not in (None, "f32"):
         raise InvalidModel(
             f"the onnxruntime backend runs the file's own precision, not {options.precision}",
-            hint="export the model in that precision, as `visionpool build --backend tensorrt --precision f16` does (this backend "
-            "runs its model.onnx), or say runtime.backend: openvino",
+            hint="export the model in that precision, as `visionpool build --backend tensorrt --precision f16` does "
+            "(its model.onnx runs here), or say runtime.backend: openvino",
         )

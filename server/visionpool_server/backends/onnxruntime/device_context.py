@@ -19,7 +19,7 @@ workers a GPU by default, and no further threads.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +27,13 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from visionpool_server.backends import DTYPES, LoadOptions, Pending, Tensors, numpy_dtype
+from visionpool_server.backends import DTYPES, ImageInput, Pending, Tensors, numpy_dtype
+from visionpool_server.backends.onnxruntime.device import Lease
 from visionpool_server.backends.onnxruntime.promises import Promises, Shape
 from visionpool_server.backends.onnxruntime.provider import Provider
 from visionpool_server.backends.onnxruntime.session import inputs_of, spec_of
 from visionpool_server.backends.onnxruntime.slot import OnDevice, Slot
-from visionpool_server.cuda.gpu import Gpu
+from visionpool_server.cuda.errors import CudaError
 
 DEPTH = 2
 
@@ -43,45 +44,47 @@ def can_be_bound(session: ort.InferenceSession) -> bool:
     return kinds <= {*DTYPES} - {"bytes", "bfloat16"}
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the contexts of an engine have in common."""
+
+    session: ort.InferenceSession
+    image: ImageInput | None
+    provider: Provider
+    lease: Lease
+    promises: Promises
+
+
 class DeviceContext:
-    """A DeepContext. `on_close`: called once, when it is closed or forgotten."""
+    """A DeepContext."""
 
     depth = DEPTH
 
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        options: LoadOptions,
-        provider: Provider,
-        gpu: Gpu,
-        promises: Promises,
-        on_close: Callable[[], None],
-    ) -> None:
-        self._session = session
-        self._provider = provider
-        self._gpu = gpu
-        self._promises = promises
-        self._dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in map(spec_of, session.get_outputs())}
+    def __init__(self, shared: Shared) -> None:
+        self._shared: Shared | None = shared
+        self._gpu = shared.lease.gpu
+        self._dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in map(spec_of, shared.session.get_outputs())}
         self._next = 0
-        image = options.image
-        kinds = {spec.name: spec.dtype for spec in inputs_of(session)}
-        dtype = kinds[image.name] if image else ""
-        with gpu.current(), ExitStack() as made:
-            stream = gpu.stream()
+        image = shared.image
+        kinds = {spec.name: spec.dtype for spec in inputs_of(shared.session)}
+        with self._gpu.current(), ExitStack() as made:
+            stream = self._gpu.stream()
             made.callback(stream.close)
             self._slots = []
             for _ in range(DEPTH):
-                self._slots.append(slot := Slot(gpu, stream, image, dtype))
+                self._slots.append(slot := Slot(self._gpu, stream, image, kinds[image.name] if image else "float32"))
                 made.callback(slot.close)
             made.callback(stream.synchronize)  # before all else
             self._held = made.pop_all()
-        self._ended = weakref.finalize(self, on_close)
+        shared.lease.take()
+        self._ended = weakref.finalize(self, shared.lease.give)
         self._ended.atexit = False  # CUDA may be gone by then
 
     def infer(self, batch: Tensors) -> Tensors:
         return self.begin(batch).outputs()
 
     def begin(self, batch: Tensors) -> Pending:
+        self._open()
         slot = self._slots[self._next]
         with self._gpu.current():
             slot.take(batch)
@@ -90,50 +93,49 @@ class DeviceContext:
 
     def outputs_of(self, slot: Slot) -> Tensors:
         """Runs what is in a slot, once it is on the device."""
+        shared = self._open()
         with self._gpu.current():
             slot.wait()
         given = {name: tensor.shape for name, tensor in slot.inputs.items()}
-        promised = self._promises.shapes(given)
+        promised = shared.promises.shapes(given)
         try:
-            outputs, made = self._run(slot, promised)
-        except Exception:  # its exceptions have no base class of their own
+            outputs = self._run(shared, slot, promised)
+        except CudaError:
+            raise
+        except Exception:  # ONNX Runtime's have no base class of their own
             if not promised:
                 raise
-            outputs, made = self._run(slot, {})  # the promised shapes may be what it failed on
-        if made:
-            outputs.update(self._fetched(slot, made))
-            self._promises.compare(given, {name: array.shape for name, array in outputs.items()})
-        return {name: outputs[name] for name in self._dtypes}
+            promised = {}  # they may be what it failed on
+            outputs = self._run(shared, slot, promised)
+        if len(promised) < len(outputs):
+            shared.promises.compare(given, {name: array.shape for name, array in outputs.items()})
+        return outputs
 
-    def _run(
-        self, slot: Slot, promised: Mapping[str, Shape]
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, ort.OrtValue]]:
-        """The outputs in our memory, and those in ONNX Runtime's own, on the device."""
-        binding = (
-            self._session.io_binding()
-        )  # a new one: from run to run, it would hold on to the shapes of its outputs
-        memory, ordinal = self._provider.memory, self._provider.ordinal
+    def _run(self, shared: Shared, slot: Slot, promised: Mapping[str, Shape]) -> Tensors:
+        # A new binding each time: an old one holds on to the shapes that its outputs had.
+        binding, memory, ordinal = shared.session.io_binding(), shared.provider.memory, shared.provider.ordinal
         for name, tensor in slot.inputs.items():
             binding.bind_input(name, memory, ordinal, tensor.dtype.type, tensor.shape, tensor.address)
-        outputs = {}
+        arrays = {}
         with self._gpu.current():
-            for name, shape in promised.items():
-                address, outputs[name] = slot.landing(name, self._dtypes[name], shape)
-                binding.bind_output(name, "cpu", 0, self._dtypes[name].type, shape, address)
-        others = [name for name in self._dtypes if name not in promised]
-        for name in others:
-            binding.bind_output(name, memory, ordinal)
-        self._session.run_with_iobinding(binding)
-        return outputs, dict(zip(others, binding.get_outputs()[len(promised) :], strict=True))
+            for name, dtype in self._dtypes.items():
+                if name in promised:
+                    address, arrays[name] = slot.landing(name, dtype, promised[name])
+                    binding.bind_output(name, "cpu", 0, dtype.type, promised[name], address)
+                else:
+                    binding.bind_output(name, memory, ordinal)
+        shared.session.run_with_iobinding(binding)
+        if len(arrays) < len(self._dtypes):
+            with self._gpu.current():
+                self._fetch(slot, binding, arrays)
+        return {name: arrays[name] for name in self._dtypes}
 
-    def _fetched(self, slot: Slot, made: Mapping[str, ort.OrtValue]) -> dict[str, NDArray[Any]]:
-        with self._gpu.current():
-            arrays = {
-                name: slot.fetch(name, OnDevice(value.data_ptr(), self._dtypes[name], tuple(value.shape())))
-                for name, value in made.items()
-            }
-            slot.wait()
-        return arrays
+    def _fetch(self, slot: Slot, binding: ort.IOBinding, arrays: dict[str, NDArray[Any]]) -> None:
+        """Copies the outputs that `arrays` lacks from where ONNX Runtime has put them on the device: the binding's memory."""
+        for (name, dtype), value in zip(self._dtypes.items(), binding.get_outputs(), strict=True):
+            if name not in arrays:
+                arrays[name] = slot.fetch(name, OnDevice(value.data_ptr(), dtype, tuple(value.shape())))
+        slot.wait()
 
     def close(self) -> None:
         if self._ended.alive:
@@ -141,8 +143,13 @@ class DeviceContext:
                 with self._gpu.current():
                     self._held.close()
             finally:
-                self._session = None
+                self._shared = None  # and with the last context's, the weights
                 self._ended()
+
+    def _open(self) -> Shared:
+        if self._shared is None:
+            raise ValueError("this context is closed")
+        return self._shared
 
 
 @dataclass(frozen=True, slots=True)

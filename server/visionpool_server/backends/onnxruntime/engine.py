@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import Context, DeepContext, LoadOptions, Placement, Source, Tensors, ones, zeros
 from visionpool_server.backends.onnxruntime.batches import batching
 from visionpool_server.backends.onnxruntime.context import OnnxRuntimeContext
 from visionpool_server.backends.onnxruntime.device import Lease
-from visionpool_server.backends.onnxruntime.device_context import DeviceContext, can_be_bound
+from visionpool_server.backends.onnxruntime.device_context import DeviceContext, Shared, can_be_bound
 from visionpool_server.backends.onnxruntime.promises import Promises
 from visionpool_server.backends.onnxruntime.provider import Provider
 from visionpool_server.backends.onnxruntime.session import (
@@ -98,11 +99,11 @@ class OnnxRuntimeEngine:
     ) -> None:
         self._session = session
         self._options = options
-        self._provider = provider
         self._inputs = inputs_of(session)
-        self._promises = Promises(session)
-        self._bound = gpu is not None and can_be_bound(session)
         self._lease = Lease(gpu) if gpu else None
+        self._shared: Shared | None = None
+        if self._lease and can_be_bound(session):
+            self._shared = Shared(session, options.image, provider, self._lease, Promises(session))
         self.contexts = contexts
         self.quick_bytes = 0
         self.on_cpu = gpu is None
@@ -111,16 +112,7 @@ class OnnxRuntimeEngine:
         self._placement = Placement("onnxruntime", f"cuda:{gpu.ordinal}" if gpu else own, "as in the file")
 
     def clone(self) -> Context:
-        if not self._bound or self._lease is None:
-            return OnnxRuntimeContext(self._session, self._options)
-        self._lease.take()
-        try:
-            return DeviceContext(
-                self._session, self._options, self._provider, self._lease.gpu, self._promises, self._lease.give
-            )
-        except BaseException:
-            self._lease.give()
-            raise
+        return DeviceContext(self._shared) if self._shared else OnnxRuntimeContext(self._session, self._options)
 
     @property
     def dynamic(self) -> bool:
@@ -150,17 +142,14 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Contexts in use keep the session, and the device, until they end."""
-        self._session = None
-        if self._lease is not None:
-            lease, self._lease = self._lease, None
+        self._session = self._shared = None
+        lease, self._lease = self._lease, None
+        if lease is not None:
             lease.give()
 
 
-def _unprepared(
-    pictures: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
-    """(N, H, W, 3) as a GPU takes pictures that nobody resized, in their own size."""
-    size = (pictures.shape[1], pictures.shape[2])
+def _unprepared(pictures: NDArray[np.uint8]) -> NDArray[np.object_]:
+    """(N, H, W, 3) as a GPU takes pictures that nobody resized, in their own size: (N,)."""
     out = np.empty(len(pictures), object)
-    out[:] = [Unprepared(pixels, size, (0, 0, *size), (0, 0), size) for pixels in pictures]
+    out[:] = [Unprepared.of(pixels) for pixels in pictures]
     return out

@@ -28,7 +28,7 @@ _OPTIONS = {  # of runtime.options, those that are the CUDA provider's: onnxrunt
 }
 _REFUSED = {
     "device_id": "say runtime.device: cuda:N",
-    "enable_cuda_graph": "a graph keeps the addresses of one batch and the thread of one worker; runtime.backend: tensorrt has one for each",
+    "enable_cuda_graph": "a graph is of one batch's addresses and one worker's thread; runtime.backend: tensorrt has them",
     **dict.fromkeys(
         (
             "user_compute_stream",

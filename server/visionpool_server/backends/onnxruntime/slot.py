@@ -32,7 +32,7 @@ class Growing(Generic[Buffer]):
     """A buffer as large as the largest that was asked for."""
 
     def __init__(self, make: Callable[[int], Buffer]) -> None:
-        self._make = make
+        self._make: Callable[[int], Buffer] = make
         self._buffer: Buffer | None = None
 
     def of(self, size: int) -> Buffer:

@@ -69,18 +69,36 @@ class Api:
         for index, name in enumerate(names):
             config.set_compute_capability(getattr(self.trt.ComputeCapability, name), index)
 
-    def unfit(self, runtime: Any, plan: bytes) -> str | None:
+    @property
+    def captures_itself(self) -> bool:
+        """Whether contexts make CUDA graphs of their own, where they are told to."""
+        return self.rtx
+
+    def context(self, engine: Any, *, graphs: bool, lent: bool) -> Any:  # engine: trt.ICudaEngine
+        """A trt.IExecutionContext; None where there is no memory for it. `graphs`: with what `captures_itself` tells of;
+        `lent`: the memory that it computes in is set later, by who asks."""
+        strategies = self.trt.ExecutionContextAllocationStrategy
+        strategy = strategies.USER_MANAGED if lent else strategies.STATIC
+        if not (graphs and self.captures_itself):
+            return engine.create_execution_context(strategy)
+        runtime_config = engine.create_runtime_config()
+        runtime_config.set_execution_context_allocation_strategy(strategy)
+        runtime_config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return engine.create_execution_context(runtime_config)
+
+    def unfit(self, runtime: Any, plan: bytes) -> str | None:  # runtime: trt.Runtime
         """Why this GPU cannot run `plan`, where the library tells before it loads it: TensorRT-RTX does."""
         if not self.rtx:
             return None
         validity, diagnostics = runtime.get_engine_validity(plan)
         if validity != self.trt.EngineValidity.INVALID:
             return None
-        flags, found = self.trt.EngineInvalidityDiagnostics.__members__, []
-        for name, flag in flags.items():
-            if int(diagnostics) & int(flag):
-                found.append(name.replace("_", " ").lower().replace(" cc", " compute capability"))
-        return ", ".join(found) or "it is not valid here"
+        flags = self.trt.EngineInvalidityDiagnostics.__members__.items()
+        found = [name for name, flag in flags if int(diagnostics) & int(flag)]
+        return (
+            ", ".join(name.lower().replace("_cc", "_compute_capability").replace("_", " ") for name in found)
+            or "invalid"
+        )
 
 
 def find_api(prefer: str | None = None) -> Api:
@@ -108,14 +126,14 @@ def find_api(prefer: str | None = None) -> Api:
 
 def _load(name: str) -> Api:
     try:
-        trt = import_module(name)
-        said = str(trt.__version__)
+        module = import_module(name)
+        said = str(module.__version__)
     except ModuleNotFoundError:
         raise
     except Exception as error:  # bindings let through whatever the loading of their libraries raises
         raise _broken(name, error) from error
     version = tuple(int(part) for part in said.split(".") if part.isdecimal())
-    api = Api(trt, name, version, rtx=name == "tensorrt_rtx")
+    api = Api(module, name, version, rtx=name == "tensorrt_rtx")
     if not api.rtx and not _OLDEST <= version < _FIRST_UNKNOWN:
         raise BackendUnavailable(
             f"this is the wrong major version: {api.title}; 10.16 to 11 are supported",

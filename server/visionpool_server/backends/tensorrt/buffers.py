@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionpool_server.backends.tensorrt.tensors import Tensor
+from visionpool_server.cuda.errors import CudaError
 from visionpool_server.cuda.gpu import DeviceBuffer, Gpu, PinnedBuffer, Stream
+
+
+class Closing(Protocol):
+    def close(self) -> None: ...
+
+
+def close_all(held: Iterable[Closing]) -> None:
+    """Closes each. On a device that is lost every call fails, and there is nothing left to free."""
+    for one in held:
+        with suppress(CudaError):
+            one.close()
 
 
 class Slot:
@@ -48,6 +62,11 @@ class Slot:
         if size := self.tensor.size(shape):
             self.device(size).upload(self.pinned(size), size, stream)
 
+    def close(self) -> None:
+        """Nothing may use it."""
+        buffers, self._pinned, self._device = (self._pinned, self._device), None, None
+        close_all(buffer for buffer in buffers if buffer)
+
     def download(self, shape: Sequence[int], stream: Stream) -> None:
         if size := self.tensor.size(shape):
             self.device(size).download(self.pinned(size), size, stream)
@@ -55,13 +74,17 @@ class Slot:
 
 class BufferSet:
     """`slots`: by name. `uploaded`, `computed` and `done`: events of the batch that is in it. `busy`: something may still
-    use it; `turn`: which batch that is or was, counted."""
+    use it; `turn`: which batch that is or was, counted from 1."""
 
     def __init__(self, gpu: Gpu, tensors: Sequence[Tensor]) -> None:
         self.slots = {tensor.name: Slot(gpu, tensor) for tensor in tensors}
         self.uploaded, self.computed, self.done = gpu.event(), gpu.event(), gpu.event()
         self.busy = False
         self.turn = 0
+
+    def close(self) -> None:
+        """Nothing may use it."""
+        close_all([*self.slots.values(), self.uploaded, self.computed, self.done])
 
     def wait(self) -> None:
         """Until nothing uses it."""

@@ -25,13 +25,6 @@ def not_a_gpu(device: str) -> BackendUnavailable:
     )
 
 
-def no_device(driver: str) -> BackendUnavailable:
-    return BackendUnavailable(
-        f"{driver} finds an NVIDIA driver, but no device",
-        hint="nvidia-smi shows what is there; CUDA_VISIBLE_DEVICES can hide it",
-    )
-
-
 def unusable(api: Api, plan: bytes, capability: Capability, gpu: str, reason: str) -> UnusablePlan:
     """What `deserialize_cuda_engine` answered None to. `reason`: of its log."""
     header = header_of(plan)

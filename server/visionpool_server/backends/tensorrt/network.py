@@ -21,7 +21,8 @@ _MOST = 5  # operators that one message names
 class Network:
     """What was parsed, with all that has to live as long: the parser does not keep its network, nor that its builder."""
 
-    def __init__(self, builder: Any, network: Any, parser: Any) -> None:
+    def __init__(self, name: str, builder: Any, network: Any, parser: Any) -> None:
+        self.name = name  # of its file
         self.builder = builder
         self.network = network
         self.parser = parser
@@ -50,7 +51,7 @@ def parsed(api: Api, source: Path | bytes, name: str) -> Iterator[Network]:
         builder = _builder(api, errors)
         network = builder.create_network(1 << int(api.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = api.trt.OnnxParser(network, log.logger(api))
-        whole = Network(builder, network, parser)
+        whole = Network(name, builder, network, parser)
         try:
             done = parser.parse(source) if isinstance(source, bytes) else parser.parse_from_file(str(source))
             if not done:

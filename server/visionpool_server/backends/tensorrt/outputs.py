@@ -47,7 +47,7 @@ def _class(trt: Any) -> Any:
         ) -> int:
             try:
                 return self._slot.device(size).address
-            except Exception as error:  # noqa: BLE001  nothing may pass through TensorRT; 0 tells it, `error` us
+            except Exception as error:
                 self.error = error
                 return 0
 

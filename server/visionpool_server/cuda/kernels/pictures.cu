@@ -2,17 +2,16 @@
 //
 // One thread makes one output pixel, all channels of it; the grid is (columns, rows, pictures). Every step of the arithmetic
 // is that of the CPU, rounded alike: `cv2.resize` with INTER_LINEAR on bytes (OpenCV 4.11 to 5.0, modules/imgproc/src/resize.cpp:
-// weights of 11 bits, columns before rows), then `Arithmetic.apply` in float32. No library's headers are used, so that NVRTC
-// compiles it alone, and g++ behind the shims of tests/cuda_shims.
+// weights of 11 bits, columns before rows), then `Arithmetic.apply` in float32. To half the size OpenCV takes the mean of four,
+// which comes to the same. No library's headers are used, so that NVRTC compiles it alone, and g++ behind tests/cuda_shims.
 
-enum Way { COPY, BILINEAR, HALF };  // HALF: to exactly half the size, where OpenCV takes the mean of four
 enum Type { UINT8, FLOAT16, FLOAT32 };
 
 struct Picture {  // as `PICTURE` in cuda/pictures.py
     long long pixels;               // where the first one lies, in bytes behind `staged`
     double step_y, step_x;          // source pixels for each of the resized ones
     int rows, columns, pitch;       // of the source; bytes from row to row
-    int way;
+    int resized;                    // 0: as it is
     int top, left, bottom, right;   // what shows of the resized picture, the last two exclusive
     int y, x;                       // its pixel under the first one of the output; may be negative
     unsigned char fill[4];
@@ -32,17 +31,12 @@ static __device__ unsigned short half_bits(float value)
 }
 #endif
 
-// `clamped`: beyond the outermost pixels their own value counts in full, which OpenCV does along rows only.
-static __device__ Taps taps_at(int position, double step, int count, bool clamped)
+static __device__ Taps taps_at(int position, double step, int count)
 {
     const float at = __double2float_rn(__dsub_rn(__dmul_rn(__dadd_rn(position, 0.5), step), 0.5));
-    int first = (int)floorf(at);
-    float share = __fsub_rn(at, (float)first);
-    if (clamped && (first < 0 || first >= count - 1)) {
-        first = first < 0 ? 0 : count - 1;
-        share = 0.0f;
-    }
-    Taps taps;
+    const float whole = floorf(at), share = __fsub_rn(at, whole);
+    const int first = (int)whole;
+    Taps taps;  // at the borders both are the outermost pixel
     taps.first = min(max(first, 0), count - 1);
     taps.second = min(max(first + 1, 0), count - 1);
     taps.weight_first = __float2int_rn(__fmul_rn(__fsub_rn(1.0f, share), 2048.0f));
@@ -69,13 +63,13 @@ static __device__ void store(void* target, long long index, int type, float valu
         ((unsigned char*)target)[index] = (unsigned char)min(max((int)value, 0), 255);
 }
 
-// `staged`: a Picture for each of the batch, and their pixels behind them, of `source_type` UINT8 or FLOAT32 (only COPY).
+// `staged`: a Picture for each of the batch, and their pixels behind them, of `source_type` UINT8, or FLOAT32 (as they are).
 // `reversed`: the model's channels are in the other order; `factor`, `shift` are in the model's.
 // `interleaved`: the target is NHWC, not NCHW.
 extern "C" __global__ void prepare_pictures(
-    const unsigned char* staged, void* target, int height, int width, int channels, int reversed, int interleaved,
-    int source_type, int target_type, float factor_0, float factor_1, float factor_2, float shift_0, float shift_1,
-    float shift_2)
+    const unsigned char* __restrict__ staged, void* __restrict__ target, int height, int width, int channels,
+    int reversed, int interleaved, int source_type, int target_type, float factor_0, float factor_1, float factor_2,
+    float shift_0, float shift_1, float shift_2)
 {
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     const int row = blockIdx.y * blockDim.y + threadIdx.y;
@@ -86,13 +80,12 @@ extern "C" __global__ void prepare_pictures(
     const bool shows = y >= picture.top && y < picture.bottom && x >= picture.left && x < picture.right;
 
     Taps down = {0, 0, 0, 0}, across = {0, 0, 0, 0};
-    if (shows && picture.way == BILINEAR) {
-        down = taps_at(y, picture.step_y, picture.rows, false);
-        across = taps_at(x, picture.step_x, picture.columns, true);
+    if (shows && picture.resized) {
+        down = taps_at(y, picture.step_y, picture.rows);
+        across = taps_at(x, picture.step_x, picture.columns);
     } else if (shows) {
-        const int times = picture.way == HALF ? 2 : 1;
-        down.first = y * times, across.first = x * times;
-        down.second = down.first + times - 1, across.second = across.first + times - 1;
+        down.first = y;
+        across.first = x;
     }
     const unsigned char* pixels = staged + picture.pixels;
     const unsigned char* above = pixels + (long long)down.first * picture.pitch;
@@ -100,7 +93,6 @@ extern "C" __global__ void prepare_pictures(
 
     const long long plane = (long long)height * width, pixel = (long long)row * width + column;
     const long long start = blockIdx.z * plane * channels;
-#pragma unroll
     for (int channel = 0; channel < 3; channel++) {
         if (channel >= channels)
             break;
@@ -110,10 +102,8 @@ extern "C" __global__ void prepare_pictures(
             value = picture.fill[channel];
         else if (source_type == FLOAT32)
             value = ((const float*)above)[first];
-        else if (picture.way == BILINEAR)
+        else if (picture.resized)
             value = bilinear(above, below, down, first, second, across);
-        else if (picture.way == HALF)
-            value = (above[first] + above[second] + below[first] + below[second] + 2) >> 2;
         else
             value = above[first];
         const int to = reversed ? channels - 1 - channel : channel;

@@ -1,0 +1,480 @@
+"""What tests/test_cuda_drivers.py runs, each in a process of its own that has the fake libcuda.so.1:
+
+    python -m tests.fake_libcuda.scenarios <cuda-bindings or pycuda> <scenario> <kernels.so>
+
+A scenario asserts; after it, nothing may be left open and nothing may have been misused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Barrier, Thread
+from typing import Any
+
+import numpy as np
+
+from tests.fake_libcuda import Fake
+from visionpool_server.cuda.driver import Driver, open_driver
+from visionpool_server.cuda.errors import CudaError, OutOfMemory
+from visionpool_server.cuda.gpu import DeviceBuffer, Event, Gpu, Kernel, PinnedBuffer, Stream
+
+ONE = (1, 1, 1)
+
+
+@dataclass
+class On:
+    """What a scenario is given."""
+
+    driver: Driver
+    fake: Fake
+    image: bytes
+
+    def gpu(self, ordinal: int = 0) -> Gpu:
+        self.driver.device_count()
+        return Gpu(self.driver, ordinal)
+
+
+@contextmanager
+def refused(kind: type[Exception] = CudaError, **said: object) -> Iterator[None]:
+    """Exactly this exception comes, with these attributes."""
+    try:
+        yield
+    except Exception as error:
+        assert type(error) is kind, repr(error)
+        assert {name: getattr(error, name) for name in said} == said, repr(error)
+    else:
+        raise AssertionError(f"{kind.__name__} did not come")
+
+
+def devices(on: On) -> None:
+    assert on.driver.device_count() == 2
+    for i in range(2):
+        found = on.driver.properties(i)
+        assert found.name == f"Fake GPU {i}"
+        assert found.capability == (9, i)
+        assert (found.memory, found.multiprocessors, found.bus) == (1 << 30, 132, f"0000:3{'ab'[i]}:00.0")
+    with refused(call="cuDeviceGet", status="CUDA_ERROR_INVALID_DEVICE"):
+        on.driver.properties(2)
+    with refused(call="cuDeviceGet", status="CUDA_ERROR_INVALID_DEVICE"):
+        on.driver.retain(2)
+
+
+def contexts_nest(on: On) -> None:
+    first, second = on.gpu(0), on.gpu(1)
+    with first.current():
+        outer = first.stream()
+        with second.current():
+            second.stream().synchronize()
+            with first.current():
+                outer.synchronize()
+            second.stream().synchronize()
+        outer.synchronize()
+    with refused(status="CUDA_ERROR_INVALID_CONTEXT"):
+        first.event()
+    with first.current():
+        second.close()
+        outer.synchronize()
+    first.close()
+
+
+def contexts_of_threads(on: On) -> None:
+    gpu = on.gpu()
+    problems: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            with refused(status="CUDA_ERROR_INVALID_CONTEXT"):  # current on the other thread is not current here
+                gpu.stream()
+            with gpu.current():
+                gpu.stream().synchronize()
+                stream.synchronize()
+                event.close()
+            assert on.fake.left()["misuses"] == 0 if "misuses" in on.fake.left() else "current" not in on.fake.left()
+        except BaseException as problem:
+            problems.append(problem)
+
+    with gpu.current():
+        stream, event = gpu.stream(), gpu.event()
+        run(elsewhere)
+        stream.synchronize()
+    run(gpu.close)
+    assert not problems, problems
+
+
+def device_twice(on: On) -> None:
+    one, other = on.gpu(), on.gpu()
+    with one.current():
+        one.buffer(10)
+    with other.current():
+        stream = other.stream()
+    one.close()
+    assert on.fake.left() == {"context": 1, "stream": 1}
+    with other.current():
+        stream.synchronize()
+    other.close()
+    again = on.gpu()
+    assert again.memory() == (1 << 30, 1 << 30)
+    again.close()
+
+
+def memory(on: On) -> None:
+    gpu = on.gpu()
+    with gpu.current():
+        buffer, pinned = gpu.buffer(1000), gpu.pinned(0)
+        assert gpu.memory() == ((1 << 30) - 1000, 1 << 30)
+        assert (pinned.size, pinned.bytes.shape, buffer.size) == (1, (1,), 1000)
+        with refused(OutOfMemory, call="cuMemAlloc", status="CUDA_ERROR_OUT_OF_MEMORY"):
+            gpu.buffer(1 << 30)
+        buffer.close()
+        buffer.close()
+        assert gpu.memory()[0] == 1 << 30
+        pinned.close()
+        assert pinned.bytes.size == 0
+        with refused(status="CUDA_ERROR_INVALID_HANDLE" if on.driver.name == "pycuda" else "CUDA_ERROR_INVALID_VALUE"):
+            on.driver.free(4096)
+    gpu.close()
+    gpu.close()
+    with refused(ValueError):
+        print(buffer.address)
+
+
+def copies(on: On) -> None:
+    gpu = on.gpu()
+    with gpu.current():
+        stream, buffer, there, back = gpu.stream(), gpu.buffer(256), gpu.pinned(256), gpu.pinned(256)
+        there.bytes[:], back.bytes[:] = np.arange(256), 0
+        buffer.upload(there, 200, stream)
+        buffer.download(back, 100, stream)
+        assert not back.bytes.any()  # nobody has waited
+        stream.synchronize()
+        assert np.array_equal(back.bytes, np.where(np.arange(256) < 100, np.arange(256), 0))
+        for wrong in (lambda: buffer.upload(there, 257, stream), lambda: buffer.download(back, 257, stream)):
+            with refused(status="CUDA_ERROR_INVALID_VALUE"):
+                wrong()
+    gpu.close()
+
+
+def streams_wait(on: On) -> None:
+    """One stream uploads, another downloads what it was given: the host waits for the second only."""
+    gpu = on.gpu()
+    with gpu.current():
+        up, down, given, buffer = gpu.stream(), gpu.stream(), gpu.event(), gpu.buffer(8)
+        there, back = gpu.pinned(8), gpu.pinned(8)
+        there.bytes[:], back.bytes[:] = 7, 0
+        given.synchronize()  # never recorded
+        buffer.upload(there, 8, up)
+        given.record(up)
+        down.wait(given)
+        buffer.download(back, 8, down)
+        down.synchronize()
+        assert (back.bytes == 7).all()
+        there.bytes[:] = 8
+        buffer.upload(there, 8, up)
+        given.record(up)
+        buffer.download(back, 8, up)
+        given.synchronize()
+        assert (back.bytes == 7).all()  # what follows the event is not waited for
+        up.synchronize()
+        assert (back.bytes == 8).all()
+    gpu.close()
+
+
+def events_time(on: On) -> None:
+    gpu = on.gpu()
+    with gpu.current():
+        stream, start, end, plain = gpu.stream(), gpu.event(timing=True), gpu.event(timing=True), gpu.event()
+        buffer, host = gpu.buffer(8), gpu.pinned(8)
+        with refused(call="cuEventElapsedTime", status="CUDA_ERROR_INVALID_HANDLE"):
+            end.milliseconds_since(start)
+        start.record(stream)
+        for _ in range(3):
+            buffer.upload(host, 8, stream)
+        end.record(stream)
+        plain.record(stream)
+        with refused(call="cuEventElapsedTime", status="CUDA_ERROR_NOT_READY"):
+            end.milliseconds_since(start)
+        end.synchronize()
+        assert end.milliseconds_since(start) == 3.0
+        with refused(call="cuEventElapsedTime", status="CUDA_ERROR_INVALID_HANDLE"):
+            plain.milliseconds_since(start)
+    gpu.close()
+
+
+def kernels(on: On) -> None:
+    values = [
+        *(np.uint8(200), np.int16(-2), np.uint32(1 << 31), np.int64(-3), np.float32(0.1), np.float64(0.1), np.bool_(True)),
+        *(np.float16(0.1), np.int32(-4), np.uint64(1 << 63), np.float64(-1e300), np.float32(-0.0), np.int8(-5)),
+    ]
+    gpu = on.gpu()
+    with gpu.current():
+        stream, buffer, host, module = gpu.stream(), gpu.buffer(8 * 17), gpu.pinned(8 * 17), gpu.module(on.image)
+        host.bytes[:] = 0
+        buffer.upload(host, 8 * 17, stream)
+        arguments = [np.uint64(buffer.address), *values]
+        module.kernel("every_type").launch((5, 6, 7), (8, 9, 10), arguments, stream)
+        del arguments
+        buffer.download(host, 8 * 17, stream)
+        module.kernel("nothing").launch(ONE, ONE, [], stream)
+        stream.synchronize()
+        for i, value in enumerate(values):
+            assert host.bytes[8 * i : 8 * i + value.nbytes].tobytes() == value.tobytes(), (i, value)
+        assert host.bytes[8 * 13 :].view(np.uint32)[[0, 1, 2, 4, 5, 6]].tolist() == [5, 6, 7, 8, 9, 10]
+        with refused(call="cuModuleGetFunction", status="CUDA_ERROR_NOT_FOUND"):
+            module.kernel("missing")
+        with refused(status="CUDA_ERROR_INVALID_VALUE"):
+            module.kernel("nothing").launch(ONE, (1025, 1, 1), [], stream)
+        with refused(status="CUDA_ERROR_INVALID_IMAGE"):
+            gpu.module(b"no kernels")
+        kernel = module.kernel("nothing")
+        module.close()
+        with refused(ValueError):
+            kernel.launch(ONE, ONE, [], stream)
+    gpu.close()
+
+
+def graphs(on: On) -> None:
+    gpu = on.gpu()
+    with gpu.current():
+        stream, buffer, host, add = increments(on, gpu)
+        with gpu.captured(stream) as captured:
+            step(add, buffer, host, stream)
+        graph = captured()
+        stream.synchronize()
+        assert not host.bytes.any()  # captured is not done
+        for _ in range(3):
+            graph.launch(stream)
+        assert not host.bytes.any()
+        stream.synchronize()
+        assert (host.bytes == 6).all()
+        graph.close()
+        with refused(ValueError):
+            graph.launch(stream)
+    gpu.close()
+
+
+def captures_that_fail(on: On) -> None:
+    gpu = on.gpu()
+    with gpu.current():
+        stream, buffer, host, add = increments(on, gpu)
+        with refused(KeyError), gpu.captured(stream):
+            step(add, buffer, host, stream)
+            raise KeyError
+        for forbidden in (stream.synchronize, lambda: gpu.buffer(1)):
+            with refused(status="CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"), gpu.captured(stream):
+                forbidden()
+        with refused(call="cuStreamEndCapture", status="CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"), gpu.captured(stream):
+            with suppress(CudaError):
+                gpu.pinned(1)
+        for call in ("cuStreamEndCapture", "cuGraphInstantiate"):
+            on.fake.fail(call, 1, 46)
+            with refused(call=call, status="CUDA_ERROR_DEVICE_UNAVAILABLE"), gpu.captured(stream):
+                step(add, buffer, host, stream)
+        assert "graph" not in on.fake.left()
+        assert "executable" not in on.fake.left()
+        step(add, buffer, host, stream)  # the stream is as good as before
+        stream.synchronize()
+        assert (host.bytes == 2).all()
+    gpu.close()
+
+
+def no_graphs(on: On) -> None:
+    gpu = on.gpu()
+    assert not on.driver.graphs
+    with gpu.current():
+        with refused(status="CUDA_ERROR_NOT_SUPPORTED"), gpu.captured(gpu.stream()):
+            raise AssertionError("the body is not reached")
+    gpu.close()
+
+
+def others_run_while_one_waits(on: On) -> None:
+    """A kernel that waits for another Python thread: with the GIL held it would wait in vain, and fail."""
+    gpu = on.gpu()
+    with gpu.current():
+        stream, event, flags, kernel = gpu.stream(), gpu.event(), gpu.pinned(2), gpu.module(on.image).kernel("wait_for_host")
+
+        def answer() -> None:
+            while not flags.bytes[0]:
+                pass
+            flags.bytes[1] = 1
+
+        for wait in (stream.synchronize, event.synchronize):
+            flags.bytes[:] = 0
+            kernel.launch(ONE, ONE, [np.uint64(flags.address)], stream)
+            event.record(stream)
+            other = Thread(target=answer)
+            other.start()
+            wait()
+            other.join()
+    gpu.close()
+
+
+def threads_share_a_device(on: On) -> None:
+    gpu = on.gpu()
+    start, right = Barrier(4), []
+
+    def work(mine: int) -> None:
+        start.wait()
+        for i in range(15):
+            with gpu.current():
+                stream, buffer, host, add = increments(on, gpu)
+                for _ in range(i + mine):
+                    step(add, buffer, host, stream)
+                stream.synchronize()
+                right.append((host.bytes == 2 * (i + mine)).all())
+                if i % 2:  # the others are left to `close`
+                    for thing in (host, buffer, stream):
+                        thing.close()
+
+    threads = [Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(right) == 60
+    assert all(right)
+    gpu.close()
+
+
+def every_call_fails(on: On) -> None:
+    """Each call of a whole life, one after the other, is refused: its own error comes, and nothing is left behind."""
+    life(on)
+    names = [name for name in CALLS if on.fake.calls(name)]
+    counted = {name: on.fake.calls(name) for name in names}
+    assert len(names) >= len(CALLS) - (0 if on.driver.graphs else 5), counted
+    life(on)
+    counted = {name: on.fake.calls(name) - counted[name] for name in names}
+    for name in names:
+        for nth in range(1, counted[name] + 1):
+            on.fake.fail(name, nth, 46)
+            silent = name in FREES and (name == "cuGraphDestroy" or on.driver.name == "pycuda")
+            try:
+                life(on)
+            except CudaError as error:
+                assert (error.call.removesuffix("Ex"), error.status) == (name, "CUDA_ERROR_DEVICE_UNAVAILABLE"), error
+                assert type(error) is CudaError
+            else:
+                assert silent, f"call {nth} of {name} failed, and nothing was raised"
+            assert not on.fake.fault_pending
+            assert on.fake.left() == {}, (name, nth, on.fake.left())
+
+
+FREES = (
+    *("cuDevicePrimaryCtxRelease", "cuMemFree", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy", "cuModuleUnload"),
+    *("cuGraphDestroy", "cuGraphExecDestroy"),
+)
+CALLS = (  # but cuCtxPopCurrent, which fails only where nothing is current
+    *("cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceTotalMem", "cuDeviceGetAttribute", "cuDeviceGetPCIBusId"),
+    *("cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuMemGetInfo", "cuMemAlloc", "cuMemHostAlloc"),
+    *("cuStreamCreate", "cuEventCreate", "cuModuleLoadData", "cuModuleGetFunction", "cuMemcpyHtoDAsync", "cuLaunchKernel"),
+    *("cuMemcpyDtoHAsync", "cuEventRecord", "cuStreamWaitEvent", "cuEventSynchronize", "cuStreamSynchronize"),
+    *("cuEventElapsedTime", "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphLaunch"),
+    *FREES,
+)
+
+
+def life(on: On) -> None:
+    """Uses all that a Gpu has, and closes it whatever happens; what is raised first is what comes."""
+    gpu = on.gpu()
+    try:
+        with gpu.current():
+            use(on, gpu)
+    except CudaError:
+        with suppress(CudaError):
+            gpu.close()
+        raise
+    gpu.close()
+
+
+def use(on: On, gpu: Gpu) -> None:
+    stream, buffer, host, add = increments(on, gpu)
+    other, start, end = gpu.stream(), gpu.event(timing=True), gpu.event(timing=True)
+    gpu.memory()
+    start.record(stream)
+    step(add, buffer, host, stream)
+    end.record(stream)
+    other.wait(end)
+    end.synchronize()
+    other.synchronize()
+    assert end.milliseconds_since(start) == 3.0
+    if on.driver.graphs:
+        with gpu.captured(stream) as graph:
+            step(add, buffer, host, stream)
+        graph().launch(stream)
+        stream.synchronize()
+        assert (host.bytes == 4).all()
+
+
+def lost_device(on: On) -> None:
+    """After an illegal address nothing works on the device, not even freeing; the end comes all the same."""
+    gpu = on.gpu()
+    with gpu.current():
+        stream, buffer, host, _ = increments(on, gpu)
+        gpu.module(on.image).kernel("wrong_address").launch(ONE, ONE, [], stream)
+        with refused(status="CUDA_ERROR_ILLEGAL_ADDRESS", sticky=True):
+            stream.synchronize()
+        with refused(status="CUDA_ERROR_ILLEGAL_ADDRESS"):
+            buffer.upload(host, 1, stream)
+    with refused(status="CUDA_ERROR_ILLEGAL_ADDRESS"):
+        gpu.close()
+    gpu.close()
+    left = on.fake.left()
+    assert "context" not in left
+    assert "current" not in left
+
+
+def left_open_at_exit(on: On) -> None:
+    """A process that ends in the middle: quietly."""
+    gpu = on.gpu()
+    gpu.driver.push(gpu._context) if on.driver.name != "pycuda" else None
+    with gpu.current():
+        increments(on, gpu)
+        gpu.event()
+
+
+LEAKING = (lost_device, left_open_at_exit)
+
+
+def increments(on: On, gpu: Gpu) -> tuple[Stream, DeviceBuffer, PinnedBuffer, Kernel]:
+    """Ten zeros on the device and here, and a kernel that adds to them."""
+    stream, buffer, host, add = gpu.stream(), gpu.buffer(10), gpu.pinned(10), gpu.module(on.image).kernel("add")
+    host.bytes[:] = 0
+    buffer.upload(host, 10, stream)
+    stream.synchronize()
+    return stream, buffer, host, add
+
+
+def step(add: Kernel, buffer: DeviceBuffer, host: PinnedBuffer, stream: Stream) -> None:
+    add.launch(ONE, ONE, [np.uint64(buffer.address), np.uint32(10), np.int32(2)], stream)
+    buffer.download(host, 10, stream)
+
+
+def run(action: Callable[[], Any]) -> None:
+    thread = Thread(target=action)
+    thread.start()
+    thread.join()
+
+
+SCENARIOS = {
+    name: scenario
+    for name, scenario in list(globals().items())
+    if inspect.isfunction(scenario) and list(inspect.signature(scenario, eval_str=False).parameters) == ["on"]
+}
+for helper in ("life",):
+    del SCENARIOS[helper]
+
+
+def main(layer: str, name: str, kernels_file: str) -> None:
+    on = On(open_driver(layer), Fake(), f"host:{kernels_file}".encode())
+    SCENARIOS[name](on)
+    if SCENARIOS[name] not in LEAKING:
+        left = on.fake.left()
+        left.pop("misuses", None) if name in ("copies", "memory") else None  # which they provoke
+        assert left == {}, left
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
