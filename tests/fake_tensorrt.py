@@ -19,6 +19,7 @@ import json
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -27,6 +28,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from visionpool_server.backends.tensorrt.api import Api
+from visionpool_server.cuda.errors import CudaError
 
 from tests.fake_cuda import FakeDriver, Fault, Span
 
@@ -173,7 +175,7 @@ class ICudaEngine:
         self._weights = Span(trt.driver.allocate(said["weights"]), said["weights"])
         ctypes.memset(self._weights.address, 0, self._weights.size)
         trt.driver.note_written(self._weights)
-        weakref.finalize(self, trt.driver.free, self._weights.address)
+        _free_with(self, trt.driver, self._weights.address)
         self.streamable_weights_size = said["weights"]
         self.weight_streaming_budget_v2 = said["weights"]
         self.device_memory_size_v2 = 256
@@ -270,7 +272,7 @@ class IExecutionContext:
         self._memory: Span | None = None
         if strategy is ExecutionContextAllocationStrategy.STATIC:
             self._memory = Span(trt.driver.allocate(engine.device_memory_size_v2), engine.device_memory_size_v2)
-            weakref.finalize(self, trt.driver.free, self._memory.address)
+            _free_with(self, trt.driver, self._memory.address)
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert size >= self._engine.device_memory_size_v2
@@ -424,6 +426,16 @@ class IExecutionContext:
             self._engine._logger.log(Severity.ERROR, why or f"{call}: Error Code 3: API Usage Error (made to fail)")
             return True
         return False
+
+
+def _free_with(owner: object, driver: FakeDriver, address: int) -> None:
+    """Frees device memory when `owner` goes. TensorRT's destructors raise nothing; what is wrong is among the mistakes."""
+
+    def free() -> None:
+        with suppress(CudaError):
+            driver.free(address)
+
+    weakref.finalize(owner, free).atexit = False
 
 
 def _writer(address: int, value: NDArray[Any]) -> Callable[[], None]:

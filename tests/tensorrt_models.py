@@ -1,141 +1,87 @@
-"""Small models as engines of the fake TensorRT, and what ONNX Runtime makes of the same batches."""
+"""Small ONNX files for the tests of the TensorRT backend, each for one thing that its builder has to get right."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime as ort
-from numpy.typing import NDArray
 from onnx import TensorProto
-from visionpool_server.backends import LoadOptions
-from visionpool_server.backends.tensorrt.engine import TensorRtEngine
-from visionpool_server.backends.tensorrt.settings import TensorRtSettings
-from visionpool_server.cuda.gpu import Gpu
 
-from tests.fake_cuda import FakeDriver
-from tests.fake_tensorrt import FakeTensorRt, make_plan
-from tests.tiny_models import Graph
+from tests.tiny_models import Batch, Graph
 
-Batch = dict[str, NDArray[Any]]
+SIZE = 32
 
 
-@dataclass(frozen=True)
-class Made:
-    """`plan` of `model`, an ONNX file."""
-
-    model: bytes
-    plan: bytes
-
-    def expected(self, batch: Mapping[str, NDArray[Any]]) -> Batch:
-        session = ort.InferenceSession(self.model, providers=["CPUExecutionProvider"])
-        names = [node.name for node in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(batch)), strict=True))
-
-
-def _bytes(graph: Graph) -> bytes:
-    with TemporaryDirectory() as folder:
-        return graph.save(Path(folder) / "m.onnx").read_bytes()
-
-
-@cache
-def sums(profiles: tuple[tuple[int, int, int], ...] = ((1, 4, 8),)) -> Made:
-    """x (N, 6) float32, y (N, 6) int64 -> mixed (N, 6) float32, above (N,) bool. `profiles`: of N."""
-    graph = Graph()
-    x, y = graph.input("x", ["n", 6]), graph.input("y", ["n", 6], TensorProto.INT64)
-    mixed = graph.add("Add", graph.add("Mul", x, graph.constant(3.0)), graph.add("Cast", y, to=1), output="mixed")
-    total = graph.add("ReduceSum", mixed, graph.constant([1], np.int64), keepdims=0)
-    graph.add("Greater", total, graph.constant(0.0), output="above")
-    graph.output("mixed", ["n", 6])
-    graph.output("above", ["n"], TensorProto.BOOL)
-    model = _bytes(graph)
-    said = [{name: tuple((n, 6) for n in each) for name in ("x", "y")} for each in profiles]
-    return Made(model, make_plan(model, said, detailed=True))  # type: ignore[arg-type]
-
-
-def sums_batch(rows: int, seed: int = 0) -> Batch:
-    random = np.random.default_rng(seed)
-    return {
-        "x": random.normal(size=(rows, 6)).astype(np.float32),
-        "y": random.integers(-9, 9, (rows, 6)),
-    }
-
-
-@cache
-def found() -> Made:
-    """x (N, 5) float32 -> where (2, M) int64, of which M is told only by the numbers, and twice (N, 5)."""
-    graph = Graph()
-    x = graph.input("x", ["n", 5])
-    graph.add("NonZero", graph.add("Greater", x, graph.constant(0.0)), output="where")
-    graph.add("Mul", x, graph.constant(2.0), output="twice")
-    graph.output("where", [2, "m"], TensorProto.INT64)
-    graph.output("twice", ["n", 5])
-    model = _bytes(graph)
-    return Made(model, make_plan(model, [{"x": ((1, 5), (2, 5), (64, 5))}], open=["where"]))
-
-
-@cache
-def reshaped() -> Made:
-    """x (N, 12) float32, shape (2,) int64, read in RAM -> y of that shape."""
-    graph = Graph()
-    x, shape = graph.input("x", ["n", 12]), graph.input("shape", [2], TensorProto.INT64)
-    graph.add("Reshape", graph.add("Neg", x), shape, output="y")
-    graph.output("y", ["a", "b"])
-    model = _bytes(graph)
-    profile = {"x": ((1, 12), (2, 12), (4, 12))}
-    return Made(model, make_plan(model, [profile], host={"shape": ((1, 1), (4, 6), (48, 48))}))
-
-
-@cache
-def halves() -> Made:
-    """x (2, 3) float16 -> y (2, 3) float16, all shapes fixed."""
-    graph = Graph()
-    graph.add("Neg", graph.input("x", [2, 3], TensorProto.FLOAT16), output="y")
-    graph.output("y", [2, 3], TensorProto.FLOAT16)
-    model = _bytes(graph)
-    return Made(model, make_plan(model))
-
-
-@dataclass
-class Bench:
-    """An engine on fakes."""
-
-    made: Made
-    driver: FakeDriver
-    trt: FakeTensorRt
-    engine: TensorRtEngine
-    settings: TensorRtSettings = field(default_factory=TensorRtSettings)
-
-
-@contextmanager
-def engine_of(
-    made: Made,
+def scores(
+    path: Path,
     *,
-    seed: int = 0,
-    graphs: bool = True,
-    options: LoadOptions | None = None,
-    settings: TensorRtSettings | None = None,
-    memory: int = 1 << 33,
-) -> Iterator[Bench]:
-    """Closed in the end, and then nothing may be left, nor any mistake have been made."""
-    driver = FakeDriver(seed=seed, graphs=graphs, memory=memory)
-    trt = FakeTensorRt(driver)
-    said = settings or TensorRtSettings()
-    engine = TensorRtEngine(trt.api(), made.plan, options or LoadOptions(device="cuda:0"), said, Gpu(driver, 0))
-    try:
-        yield Bench(made, driver, trt, engine, said)
-    finally:
-        driver.forgive()
-        engine.close()
-    driver.assert_clean()
+    shape: Sequence[Batch] = ("batch", 3, SIZE, SIZE),
+    dtype: int = TensorProto.FLOAT,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Input images, output scores (batch, 4, H / 8, W / 8) after softmax: dimensions that are names stay open."""
+    graph = Graph()
+    picture = graph.input("images", shape, dtype)
+    if dtype != TensorProto.FLOAT:
+        picture = graph.add("Cast", picture, to=TensorProto.FLOAT)
+    graph.add("Softmax", graph.patches(picture, 4, 8), output="scores", axis=1)
+    rows = [size // 8 if isinstance(size, int) else None for size in shape[2:]]
+    graph.output("scores", [shape[0], 4, *rows])
+    return graph.save(path, metadata)
 
 
-def node_kinds(made: Made) -> list[str]:
-    return [node.op_type for node in onnx.load_from_string(made.model).graph.node]
+def scaled(path: Path, *, batch: Batch = "batch") -> Path:
+    """Inputs images and scale_factor (batch, 2), as PaddleDetection's exports have them; output (batch, 2)."""
+    graph = Graph()
+    features = graph.patches(graph.input("images", [batch, 3, SIZE, SIZE]), 2, 8)
+    pooled = graph.add("ReduceMean", features, axes=[2, 3], keepdims=0)
+    graph.add("Mul", pooled, graph.input("scale_factor", [batch, 2]), output="out")
+    graph.output("out", [batch, 2])
+    return graph.save(path)
+
+
+def with_operator(path: Path, kind: str, **attributes: Any) -> Path:
+    """One node of this type, which ONNX has and TensorRT may not, from (1, 3, 8, 8) to an output of any shape."""
+    graph = Graph()
+    graph.add(kind, graph.input("x", [1, 3, 8, 8]), output="y", **attributes)
+    graph.output("y", [None, None])
+    return graph.save(path)
+
+
+def cast(path: Path, dtype: int) -> Path:
+    """Input x (1, 8) of a type, output y in float32."""
+    graph = Graph()
+    graph.add("Cast", graph.input("x", [1, 8], dtype), output="y", to=TensorProto.FLOAT)
+    graph.output("y", [1, 8])
+    return graph.save(path)
+
+
+def apart(path: Path) -> Path:
+    """`scores`, with its weights in weights.bin beside it."""
+    model = onnx.load(str(scores(path)))
+    onnx.save_model(model, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+def quantized(path: Path, out: Path, feed: Mapping[str, Any]) -> Path:
+    """By ONNX Runtime's quantiser as TensorRT wants it: symmetric, biases left in float32."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Once(CalibrationDataReader):  # type: ignore[misc]  # it publishes no types
+        def __init__(self) -> None:
+            self._rows = iter([feed])
+
+        def get_next(self) -> Any:
+            return next(self._rows, None)
+
+    quantize_static(
+        *(str(path), str(out), Once()),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+    )
+    return out

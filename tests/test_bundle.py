@@ -58,7 +58,11 @@ def test_everything_that_the_design_shows_can_be_written(tmp_path: Path) -> None
       cpu_operators: [MulticlassNms]
       shapes: {images: [1, 3, 640, 640]}
       precision: f16
-    workers: [{device: GPU, count: 2}]
+    workers:
+      - {device: GPU, count: 2}
+      - {device: cuda:0, backend: tensorrt, precision: f16, cores: near}
+      - {device: CPU, cores: "0-3,8", options: {NUM_STREAMS: 1}}
+      - {device: CPU, cores: 5}
     batching: {max_batch_size: 8, max_queue_delay_us: 0, max_queue_size: 128, timeout_ms: 2000}
     preprocess: [{letterbox: 640}]
     postprocess: {score_threshold: 0.25, iou_threshold: 0.45}
@@ -68,6 +72,9 @@ def test_everything_that_the_design_shows_can_be_written(tmp_path: Path) -> None
     assert bundle.runtime.shapes == {"images": (1, 3, 640, 640)}
     assert isinstance(bundle.workers, tuple)
     assert bundle.workers[0].count == 2
+    assert [entry.cores for entry in bundle.workers] == [None, "near", "0-3,8", "5"]
+    assert bundle.workers[1].backend == "tensorrt"
+    assert bundle.workers[2].options == {"NUM_STREAMS": 1}
     assert bundle.batching.max_batch_size == 8
 
 
@@ -96,6 +103,16 @@ def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
         ({"postprocess": {"nms": 1}}, r"unknown key 'postprocess.nms'; allowed here: score_threshold, iou_threshold"),
         ({"task": "detektion"}, r"task: .*'classification', 'detection'"),
         ({"family": "yolov99"}, r"family: unknown 'yolov99'; allowed: classification, .*yolov5, "),
+        ({"workers": [{"count": 1}, {"backend": "torch"}]}, r"workers.1.backend: unknown 'torch'; allowed: openvino, "),
+        (
+            {"workers": [{"backend": "remote"}]},
+            r"workers: remote is a backend for all of a model; say runtime.backend: rem",
+        ),
+        ({"workers": [{"precision": "f8"}]}, r"workers.0.precision: .*'f32', 'bf16', 'f16' or 'int8'"),
+        ({"workers": [{"cores": [0, 1]}]}, r"workers.0.cores: .*string"),
+        ({"workers": [{"cores": True}]}, r"workers.0.cores: .*string"),
+        ({"workers": [{"cores": -1}]}, r"workers.0.cores: .*string"),
+        ({"workers": [{"options": ["a"]}]}, r"workers.0.options: "),
         ({"runtime": {"backend": "torch"}}, r"runtime.backend: unknown 'torch'; allowed: openvino, onnxruntime"),
         (
             {"runtime": {"backend": "remote"}},

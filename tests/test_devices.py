@@ -6,6 +6,7 @@ which is the real command's.
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import sys
@@ -27,6 +28,7 @@ from visionpool_server.api.devices import DevicesApi
 from visionpool_server.api.schemas import DeviceList
 from visionpool_server.backends import LoadOptions, Placement, Signature, Source, TensorSpec, choice, get_backend
 from visionpool_server.backends.fake import FakeEngine
+from visionpool_server.imaging.geometry import Geometry
 from visionpool_server.imaging.unprepared import Unprepared
 from visionpool_server.inspection import gpus
 from visionpool_server.inspection.gpus import notes_on_gpus
@@ -36,10 +38,11 @@ from visionpool_server.models.files import find_models
 from visionpool_server.models.loader import Defaults, Model, load_model
 from visionpool_server.models.repository import Repository
 
-from tests import tiny_models
+from tests import ocr_models, tiny_models
 from tests.fake_cuda import FakeDriver
-from tests.real_server import Server
-from tests.test_cli import failed, visionpool
+from tests.conftest import Serve
+from tests.real_server import Server, picture
+from tests.test_cli import RED, failed, visionpool
 from tests.test_monitor import GIB, FakeNvml, nvml
 
 __all__ = ["nvml"]  # a fixture: a machine with two GPUs, for nvidia-ml
@@ -337,6 +340,37 @@ def test_two_real_runtimes_share_one_models_requests(onnx: Path) -> None:
         model.close()
 
 
+def test_two_runtimes_answer_alike_and_are_both_shown(onnx: Path, serve: Serve) -> None:
+    entries = [
+        {"device": "CPU", "backend": "openvino", "count": 1},
+        {"device": "CPU", "backend": "onnxruntime", "count": 1},
+    ]
+    (onnx.parent / "model.yaml").write_text(yaml.safe_dump({"labels": ["a", "b", "c"], "workers": entries}))
+    server = serve(onnx.parent)
+    assert "openvino CPU f32, 1 worker; onnxruntime CPU as in the file, 1 worker" in server.log()
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        body = {"images": [{"base64": base64.b64encode(picture(RED, (64, 64))).decode()}] * 12}
+        answer = http.post("/v1/models/m/predict?score_threshold=0", json=body)
+        assert answer.status_code == 200, answer.text
+        scores = np.array([result["scores"] for result in answer.json()["results"]])
+        assert scores.size
+        assert np.ptp(scores, axis=0).max() < 1e-3
+        shown = http.get("/v1/models/m").json()["workers"]
+        assert [(group["backend"], group["device"], group["count"]) for group in shown] == [
+            ("openvino", "CPU", 1),
+            ("onnxruntime", "CPU", 1),
+        ]
+        (device,) = http.get("/v1/devices").json()["devices"]
+        assert (device["backends"], device["workers"]) == (["openvino", "onnxruntime"], 2)
+
+
+def test_a_pipeline_says_the_devices_of_its_steps(installed: Any, tmp_path: Path, noted: Noted) -> None:
+    entries = [{"device": "cuda:1", "count": 1}, {"device": "CPU", "count": 1}]
+    model = load(ocr_models.pipeline(tmp_path / "ocr", workers=entries), noted)
+    assert noted.placed == [("tensorrt", "cuda:1"), ("openvino", "CPU")] * 3
+    assert [len(part.pool.groups) for part in model.parts] == [2, 2, 2]
+
+
 # Engines that TensorRT has built
 
 
@@ -449,6 +483,28 @@ def test_what_a_gpu_cannot_prepare_is_refused(
     usual = {"task": "classification", "preprocess": [{"resize": [64, 64]}]}
     assert says in refused(path.parent, noted, {**usual, **config})
     assert not noted.loads
+
+
+def test_lines_of_text_are_prepared_here(installed: Any, tmp_path: Path, noted: Noted) -> None:
+    says = refused(ocr_models.pipeline(tmp_path / "ocr", runtime={"device": "cuda:0", **ON_GPU}), noted)
+    assert "steps.detect" in says  # whose pictures are of any size
+    says = refused(
+        tmp_path / "ocr" / "tiny_rec", noted, {"family": "ocr_recognition", "runtime": {"device": "cuda:0", **ON_GPU}}
+    )
+    assert "prepare_on: gpu is not for lines of text" in says
+
+
+def test_what_was_decoded_smaller_is_found_again_in_the_original(installed: Any, onnx: Path, noted: Noted) -> None:
+    """decode: fast."""
+    models = [
+        load(onnx.parent, noted, {"decode": "fast", "runtime": {"device": "cuda:0", "prepare_on": where}})
+        for where in ("cpu", "gpu")
+    ]
+    small, whole = tiny_models.picture(100, 150), Geometry(200, 300).scaled(0.5, 0.5)
+    here, there = (model.family.prepare(small, whole).geometry for model in models if model.family)
+    assert (here.height, here.width) == (there.height, there.width) == (200, 300)
+    corners = np.array([[0.0, 0.0, 64.0, 64.0], [10.0, 20.0, 30.0, 40.0]], np.float32)
+    assert np.array_equal(here.boxes_to_original(corners), there.boxes_to_original(corners))
 
 
 # Cores

@@ -63,10 +63,10 @@ def test_any_sequence_of_batches_begun_and_asked_for(seed: int, steps: list[tupl
                 for array in batch.values():
                     array[:] = 0  # `begin` has come back: they are the caller's again
             elif under_way:
-                pending, expected = under_way.pop(0)
-                same(pending.outputs(), expected)
-        for pending, expected in under_way:
-            same(pending.outputs(), expected)
+                one, wanted = under_way.pop(0)
+                same(one.outputs(), wanted)
+        for one, wanted in under_way:
+            same(one.outputs(), wanted)
         context.close()
         bench.driver.assert_no_mistakes()
 
@@ -101,7 +101,6 @@ def named(bench: Bench, name: str) -> list[Work]:
 def test_copies_and_inferences_of_different_batches_may_overlap() -> None:
     with engine_of(sums(), settings=PLAIN) as bench:
         context = bench.engine.clone()
-        bench.driver.run_pending  # noqa: B018
         before = len(bench.driver.history)
         pending = [context.begin(sums_batch(8, seed)) for seed in range(2)]
         told = bench.driver.history[before:]
@@ -334,7 +333,11 @@ def run_through(bench: Bench) -> int:
         except (InferenceFailed, InvalidRequest):
             failed += 1
     after = sums_batch(5, 77)
-    same(context.infer(after), bench.made.expected(after))
+    for _ in range(2 - min(1, failed)):  # the failure may come as late as here
+        try:
+            same(context.infer(after), bench.made.expected(after))
+        except InferenceFailed:
+            failed += 1
     context.close()
     return failed
 

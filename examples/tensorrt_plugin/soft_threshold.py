@@ -11,11 +11,26 @@ The interfaces are TensorRT's IPluginV3 (Developer Guide, "Adding Custom Layers 
 from pathlib import Path
 
 import numpy as np
-from visionpool_server.cuda import compiler
+from visionpool_server.cuda.compiler import compile_kernels
 from visionpool_server.cuda.driver import open_driver
 
 NAME, VERSION = "SoftThreshold", "1"
-BLOCK = 256
+BLOCK = 256  # threads
+
+
+class Kernel:
+    """soft_threshold.cu on the device that is current, compiled when the first inference asks for it."""
+
+    def __init__(self):
+        self.driver = open_driver()
+        source = Path(__file__).with_name("soft_threshold.cu").read_text()
+        self.module = self.driver.load_module(compile_kernels(source, "compute_75"))
+        self.function = self.driver.function(self.module, "soft_threshold")
+
+    def launch(self, x, y, threshold, count, stream):
+        """`x`, `y`: addresses on the device of `count` floats; `stream`: the one that TensorRT works on."""
+        arguments = [np.uint64(x), np.uint64(y), np.float32(threshold), np.int64(count)]
+        self.driver.launch(self.function, (-(-count // BLOCK), 1, 1), (BLOCK, 1, 1), arguments, stream)
 
 
 def register(trt):

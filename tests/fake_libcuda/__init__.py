@@ -20,7 +20,7 @@ def build(folder: Path) -> None:
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC", "-shared", "-pthread"]
     made = {"libcuda.so.1": ("libcuda.c", ["-Wl,-soname,libcuda.so.1", "-ldl"]), "kernels.so": ("kernels.c", [])}
     for library, (source, linked) in made.items():
-        command = [compiler() or "cc", *flags, "-o", folder / library, HERE / source, *linked]
+        command = [compiler() or "cc", *flags, "-o", str(folder / library), str(HERE / source), *linked]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
@@ -30,6 +30,7 @@ class Fake:
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
+        self._reclaimed = 0
 
     def fail(self, call: str, nth: int, status: int) -> None:
         """The `nth` call of that name from now on, 1 is the next one, answers `status`."""
@@ -43,7 +44,10 @@ class Fake:
         return int(self._library.fake_calls(name.encode()))
 
     def left(self) -> dict[str, int]:
-        """What is open, how often a handle or memory was used wrongly, and how many contexts this thread has current."""
+        """What is open, what had to go with its context since the last time, how often a handle or memory was used wrongly,
+        and how many contexts this thread has current."""
         kinds = {kind: self._library.fake_open(i) for i, kind in enumerate(KINDS)}
         rest = {"misuses": self._library.fake_misuses(), "current": self._library.fake_depth()}
+        reclaimed = self._library.fake_reclaimed()
+        rest["reclaimed"], self._reclaimed = reclaimed - self._reclaimed, reclaimed
         return {name: number for name, number in (kinds | rest).items() if number}

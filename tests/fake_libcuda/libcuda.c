@@ -70,7 +70,7 @@ typedef struct Object { /* whatever has a handle; never freed, so that what has 
 
 static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static Object *objects, primary[DEVICES];
-static int ready, misuses, open_now[KINDS];
+static int ready, misuses, reclaimed, open_now[KINDS];
 static uint64_t tickets;
 static double clock_ms;
 static __thread Object *stack[16];
@@ -90,6 +90,7 @@ EXPORT void fake_fail(const char *name, int nth, Status status) {
 EXPORT int fake_pending_fault(void) { return fault.after > 0; }
 EXPORT int fake_open(int kind) { return open_now[kind]; }
 EXPORT int fake_misuses(void) { return misuses; }
+EXPORT int fake_reclaimed(void) { return reclaimed; }
 EXPORT int fake_depth(void) { return depth; }
 EXPORT int fake_calls(const char *name) {
     for (int i = 0; i < 128; i++)
@@ -350,6 +351,11 @@ EXPORT Status cuDevicePrimaryCtxRelease_v2(int device) {
     if (!--object->retained) {
         run_all(object);
         end(object);
+        for (Object *left = objects; left; left = left->next) /* what nobody freed goes with its context */
+            if (left->open && left->context == object) {
+                end(left);
+                reclaimed++;
+            }
     }
     return failure;
 }

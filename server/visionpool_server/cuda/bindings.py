@@ -29,6 +29,9 @@ class BindingsDriver:
     name = "cuda-bindings"
     graphs = True
 
+    def __init__(self) -> None:
+        self._devices: dict[int, Any] = {}  # found once, so that nothing stands between a context and its release
+
     def device_count(self) -> int:
         with _STARTING:
             try:
@@ -40,7 +43,7 @@ class BindingsDriver:
         return int(_call(cu.cuDeviceGetCount))
 
     def properties(self, ordinal: int) -> Properties:
-        device = _call(cu.cuDeviceGet, ordinal)
+        device = self._device(ordinal)
         attribute = cu.CUdevice_attribute
         major = _call(cu.cuDeviceGetAttribute, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
         minor = _call(cu.cuDeviceGetAttribute, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
@@ -53,10 +56,10 @@ class BindingsDriver:
         )
 
     def retain(self, ordinal: int) -> Handle:
-        return _call(cu.cuDevicePrimaryCtxRetain, _call(cu.cuDeviceGet, ordinal))
+        return _call(cu.cuDevicePrimaryCtxRetain, self._device(ordinal))
 
     def release(self, ordinal: int) -> None:
-        _call(cu.cuDevicePrimaryCtxRelease, _call(cu.cuDeviceGet, ordinal))
+        _call(cu.cuDevicePrimaryCtxRelease, self._device(ordinal))
 
     def push(self, context: Handle) -> None:
         _call(cu.cuCtxPushCurrent, context)
@@ -144,6 +147,11 @@ class BindingsDriver:
 
     def destroy_graph(self, graph: Handle) -> None:
         _call(cu.cuGraphExecDestroy, graph)
+
+    def _device(self, ordinal: int) -> Any:
+        if ordinal not in self._devices:
+            self._devices[ordinal] = _call(cu.cuDeviceGet, ordinal)
+        return self._devices[ordinal]
 
 
 def pack(arguments: Sequence[np.generic]) -> tuple[NDArray[np.uint8], NDArray[np.uintp]]:

@@ -15,6 +15,7 @@ Memory, here and on the device: a table of PICTURE, one for each picture, and th
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple, cast
 
@@ -115,8 +116,9 @@ class PictureBatch:
 
     def close(self) -> None:
         """Frees its memory and the kernel. What it was told has to be done."""
-        self._free()
-        self._module.close()
+        with ExitStack() as closing:
+            closing.callback(self._module.close)
+            closing.callback(self._free)
 
     def _load_unprepared(self, pictures: list[Unprepared]) -> None:
         sizes = {picture.shape for picture in pictures}
@@ -178,14 +180,15 @@ class PictureBatch:
 
     def _free(self) -> None:
         buffers, self._host, self._device = (self._host, self._device), None, None
-        for buffer in buffers:
-            if buffer:
-                buffer.close()
+        with ExitStack() as closing:
+            for buffer in buffers:
+                if buffer:
+                    closing.callback(buffer.close)
 
 
 def kernel_image() -> bytes:
     """The kernel as PTX, which any driver from 525 on compiles for its device."""
-    return (files("visionpool_server.cuda") / "kernels" / "pictures.ptx").read_bytes() + b"\0"
+    return (files("visionpool_server.cuda") / "kernels" / "pictures.ptx").read_bytes()
 
 
 def _places(pixels: Iterable[NDArray[np.uint8]], count: int) -> tuple[dict[int, int], int]:

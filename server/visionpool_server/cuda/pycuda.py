@@ -1,8 +1,9 @@
 """The driver's calls through pycuda. It has no CUDA graphs, and is compiled for one version of CUDA where it is installed.
 
 pycuda gives objects that free what they stand for when Python drops them, and only on a thread where their context is current. So
-they are held here by number, and dropped by the call that frees. What fails in that pycuda writes to stderr: it raises nothing.
-Its contexts are a stack of its own for each thread, which has to be empty when the thread ends; `push` and `pop` keep it.
+they are held here by number, in no variable of a function, which an exception would keep alive, and dropped by the call that frees.
+What fails in freeing pycuda writes to stderr: it raises nothing. Its contexts are a stack of its own for each thread, which has to
+be empty when the thread ends, or it aborts the process; `push` and `pop` keep it.
 """
 
 from __future__ import annotations
@@ -157,23 +158,23 @@ class PycudaDriver:
         self._call(self._event(event, "cuEventRecord").record, self._stream(stream, "cuEventRecord"))
 
     def wait(self, stream: int, event: Handle) -> None:
-        waits = self._stream(stream, "cuStreamWaitEvent").wait_for_event
-        self._call(waits, self._event(event, "cuStreamWaitEvent"))
+        call = "cuStreamWaitEvent"
+        self._call(self._stream(stream, call).wait_for_event, self._event(event, call))
 
     def synchronize_event(self, event: Handle) -> None:
         self._call(self._event(event, "cuEventSynchronize").synchronize)
 
     def elapsed_ms(self, start: Handle, end: Handle) -> float:
-        since = self._event(end, "cuEventElapsedTime").time_since
-        return float(self._call(since, self._event(start, "cuEventElapsedTime")))
+        call = "cuEventElapsedTime"
+        return float(self._call(self._event(end, call).time_since, self._event(start, call)))
 
     def upload(self, device: int, host: int, size: int, stream: int) -> None:
-        to = self._stream(stream, "cuMemcpyHtoDAsync")
-        self._call(self._cuda.memcpy_htod_async, device, _view(host, size, _READ), to)
+        view = _view(host, size, _READ)
+        self._call(self._cuda.memcpy_htod_async, device, view, self._stream(stream, "cuMemcpyHtoDAsync"))
 
     def download(self, host: int, device: int, size: int, stream: int) -> None:
-        of = self._stream(stream, "cuMemcpyDtoHAsync")
-        self._call(self._cuda.memcpy_dtoh_async, _view(host, size, _WRITE), device, of)
+        view = _view(host, size, _WRITE)
+        self._call(self._cuda.memcpy_dtoh_async, view, device, self._stream(stream, "cuMemcpyDtoHAsync"))
 
     def load_module(self, image: bytes) -> Handle:
         number = next(self._numbers)
@@ -187,14 +188,19 @@ class PycudaDriver:
         del self._held.modules[module]
 
     def function(self, module: Handle, name: str) -> Handle:
-        loaded = self._find(self._held.modules, module, "cuModuleGetFunction")
-        self._held.functions[module, name] = self._call(loaded.get_function, name)
+        call = "cuModuleGetFunction"
+        self._held.functions[module, name] = self._call(self._find(self._held.modules, module, call).get_function, name)
         return module, name
 
     def launch(self, function: Handle, grid: Grid, block: Grid, arguments: Sequence[np.generic], stream: int) -> None:
-        kernel = self._find(self._held.functions, function, "cuLaunchKernel")
-        values = [_number(argument) for argument in arguments]
-        self._call(kernel, *values, grid=grid, block=block, stream=self._stream(stream, "cuLaunchKernel"))
+        call, values = "cuLaunchKernel", [_number(argument) for argument in arguments]
+        self._call(
+            self._find(self._held.functions, function, call),
+            *values,
+            grid=grid,
+            block=block,
+            stream=self._stream(stream, call),
+        )
 
     def _no_graphs(self, *_: Any, **__: Any) -> Any:
         raise CudaError("cuStreamBeginCapture", "CUDA_ERROR_NOT_SUPPORTED")
@@ -219,8 +225,10 @@ class PycudaDriver:
             return function(*arguments, **named)
         except self._cuda.Error as error:
             failure = _failure(str(error))
-        del function, arguments, named  # what is to be freed must not live on in the exception's frames
-        raise failure
+        try:
+            raise failure
+        finally:
+            del function, arguments, named, failure
 
 
 def _import() -> Any:

@@ -47,7 +47,7 @@ def is_pipeline(files: ModelFiles, written: Bundle) -> bool:
     plain = (
         written.family is None
         and written.weights is None
-        and written.runtime.backend in (None, "openvino", "onnxruntime")
+        and written.runtime.backend in (None, "openvino", "onnxruntime", "tensorrt")
     )
     return written.task == "ocr" and plain and files.weights is None
 

@@ -1,14 +1,18 @@
-"""What a worker uses on an NVIDIA GPU: one session for all, with inputs and outputs bound to memory that is ours.
+"""What a worker uses on an NVIDIA GPU: one session for all, whose inputs are bound to memory that is ours.
 
-    begin    pictures, tensors -> pinned -> (own stream) copy, kernel -> inputs on the device
-    outputs  wait for that copy -> run (ONNX Runtime's stream) -> outputs in pinned memory
+    begin    pictures, tensors -> pinned -> (our stream) copy, kernel -> inputs on the device
+    outputs  wait for that -> run (ONNX Runtime's stream) -> (our stream) copy -> pinned
 
 One session is one copy of the weights. Its `run` may be called by many threads at once: each run borrows a stream of its own
 from the session (DeviceStreamCollection, since 1.14). The option `user_compute_stream` would be one stream for all runs, or a
 session and a copy of the weights for each worker; so ONNX Runtime does not know our streams. Hence we wait, on the host, for a
-batch's copy before its run, and the run itself waits for its stream before it returns (unless RunOptions say
+batch's copy before its run; and the run waits for its own stream before it returns (unless RunOptions say
 `disable_synchronize_execution_providers`, which they do not here). Its CUDA graphs allow one thread and one set of addresses
 in a session, so they are not for this; TensorRT's contexts have their own.
+
+Outputs are bound to the device and not to memory of ours: ONNX Runtime copies as many bytes as there are to a buffer that it
+was told the shape of (`IDataTransfer::CopyTensors` compares nothing), and files are wrong about the shapes of their outputs
+often enough. Once it has run, the shapes are known, and the copy to pinned memory is ours.
 
 What overlaps: a worker begins the next batch, then asks for the outputs of the last. The copy of batch n + 1 is told to our
 stream before the run of n begins, and is done by the copy engine during it. A run blocks its thread, so what the CPU does for a
@@ -19,21 +23,16 @@ workers a GPU by default, and no further threads.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from visionpool_server.backends import DTYPES, ImageInput, Pending, Tensors, numpy_dtype
 from visionpool_server.backends.onnxruntime.device import Lease
-from visionpool_server.backends.onnxruntime.promises import Promises, Shape
 from visionpool_server.backends.onnxruntime.provider import Provider
 from visionpool_server.backends.onnxruntime.session import inputs_of, spec_of
 from visionpool_server.backends.onnxruntime.slot import OnDevice, Slot
-from visionpool_server.cuda.errors import CudaError
 
 DEPTH = 2
 
@@ -52,7 +51,6 @@ class Shared:
     image: ImageInput | None
     provider: Provider
     lease: Lease
-    promises: Promises
 
 
 class DeviceContext:
@@ -96,46 +94,17 @@ class DeviceContext:
         shared = self._open()
         with self._gpu.current():
             slot.wait()
-        given = {name: tensor.shape for name, tensor in slot.inputs.items()}
-        promised = shared.promises.shapes(given)
-        try:
-            outputs = self._run(shared, slot, promised)
-        except CudaError:
-            raise
-        except Exception:  # ONNX Runtime's have no base class of their own
-            if not promised:
-                raise
-            promised = {}  # they may be what it failed on
-            outputs = self._run(shared, slot, promised)
-        if len(promised) < len(outputs):
-            shared.promises.compare(given, {name: array.shape for name, array in outputs.items()})
-        return outputs
-
-    def _run(self, shared: Shared, slot: Slot, promised: Mapping[str, Shape]) -> Tensors:
         # A new binding each time: an old one holds on to the shapes that its outputs had.
         binding, memory, ordinal = shared.session.io_binding(), shared.provider.memory, shared.provider.ordinal
         for name, tensor in slot.inputs.items():
             binding.bind_input(name, memory, ordinal, tensor.dtype.type, tensor.shape, tensor.address)
-        arrays = {}
-        with self._gpu.current():
-            for name, dtype in self._dtypes.items():
-                if name in promised:
-                    address, arrays[name] = slot.landing(name, dtype, promised[name])
-                    binding.bind_output(name, "cpu", 0, dtype.type, promised[name], address)
-                else:
-                    binding.bind_output(name, memory, ordinal)
+        for name in self._dtypes:
+            binding.bind_output(name, memory, ordinal)
         shared.session.run_with_iobinding(binding)
-        if len(arrays) < len(self._dtypes):
-            with self._gpu.current():
-                self._fetch(slot, binding, arrays)
-        return {name: arrays[name] for name in self._dtypes}
-
-    def _fetch(self, slot: Slot, binding: ort.IOBinding, arrays: dict[str, NDArray[Any]]) -> None:
-        """Copies the outputs that `arrays` lacks from where ONNX Runtime has put them on the device: the binding's memory."""
-        for (name, dtype), value in zip(self._dtypes.items(), binding.get_outputs(), strict=True):
-            if name not in arrays:
-                arrays[name] = slot.fetch(name, OnDevice(value.data_ptr(), dtype, tuple(value.shape())))
-        slot.wait()
+        values = zip(self._dtypes.items(), binding.get_outputs(), strict=True)
+        found = {name: OnDevice(value.data_ptr(), dtype, tuple(value.shape())) for (name, dtype), value in values}
+        with self._gpu.current():
+            return slot.fetch(found)  # while the binding holds them
 
     def close(self) -> None:
         if self._ended.alive:

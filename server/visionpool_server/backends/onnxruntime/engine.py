@@ -12,7 +12,6 @@ from visionpool_server.backends.onnxruntime.batches import batching
 from visionpool_server.backends.onnxruntime.context import OnnxRuntimeContext
 from visionpool_server.backends.onnxruntime.device import Lease
 from visionpool_server.backends.onnxruntime.device_context import DeviceContext, Shared, can_be_bound
-from visionpool_server.backends.onnxruntime.promises import Promises
 from visionpool_server.backends.onnxruntime.provider import Provider
 from visionpool_server.backends.onnxruntime.session import (
     inputs_of,
@@ -103,7 +102,7 @@ class OnnxRuntimeEngine:
         self._lease = Lease(gpu) if gpu else None
         self._shared: Shared | None = None
         if self._lease and can_be_bound(session):
-            self._shared = Shared(session, options.image, provider, self._lease, Promises(session))
+            self._shared = Shared(session, options.image, provider, self._lease)
         self.contexts = contexts
         self.quick_bytes = 0
         self.on_cpu = gpu is None

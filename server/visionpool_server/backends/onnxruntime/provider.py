@@ -20,12 +20,6 @@ _DEFAULTS = {
     "use_tf32": "0",  # which rounds float32 to ten bits: results are those of any other runtime
     "arena_extend_strategy": "kSameAsRequested",  # powers of two take up to twice the memory
 }
-_OPTIONS = {  # of runtime.options, those that are the CUDA provider's: onnxruntime.ai, CUDA Execution Provider
-    *("use_tf32", "arena_extend_strategy", "gpu_mem_limit", "cudnn_conv_algo_search", "cudnn_conv_use_max_workspace"),
-    *("cudnn_conv1d_pad_to_nc1d", "do_copy_in_default_stream", "enable_skip_layer_norm_strict_mode", "prefer_nhwc"),
-    *("fuse_conv_bias", "sdpa_kernel", "tunable_op_enable", "tunable_op_tuning_enable"),
-    *("tunable_op_max_tuning_duration_ms", "use_ep_level_unified_stream"),
-}
 _REFUSED = {
     "device_id": "say runtime.device: cuda:N",
     "enable_cuda_graph": "a graph is of one batch's addresses and one worker's thread; runtime.backend: tensorrt has them",
@@ -81,8 +75,9 @@ class Provider:
 
 
 def _split(said: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """The provider's options, which it checks itself, and the session's entries, whose names have a dot."""
     texts = {key: str(int(value) if isinstance(value, bool) else value) for key, value in said.items()}
-    own = {key: value for key, value in texts.items() if key in _OPTIONS}
+    own = {key: value for key, value in texts.items() if "." not in key}
     return own, {key: value for key, value in texts.items() if key not in own}
 
 

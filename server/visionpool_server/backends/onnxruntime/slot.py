@@ -5,7 +5,8 @@ A context has two, so that one batch is taken in while another is computed. Buff
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -83,19 +84,12 @@ class Slot:
         else:
             self._ready.synchronize()
 
-    def landing(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, NDArray[Any]]:
-        """Pinned memory for an output: its address, and what it is as an array."""
-        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        pinned = self._landing.setdefault(name, Growing(self._gpu.pinned)).of(count)
-        return pinned.address, pinned.bytes[:count].view(dtype).reshape(shape)
-
-    def fetch(self, name: str, source: OnDevice) -> NDArray[Any]:
-        """Begins to copy an output from where ONNX Runtime put it; it is there after `wait`."""
-        address, array = self.landing(name, source.dtype, source.shape)
-        if array.nbytes:
-            self._behind = True
-            self._gpu.driver.download(address, source.address, array.nbytes, self._stream.handle)
-        return array
+    def fetch(self, outputs: Mapping[str, OnDevice]) -> dict[str, NDArray[Any]]:
+        """Copies outputs from the device. They are views, until the next `fetch`."""
+        self._behind = True
+        arrays = {name: self._fetched(name, tensor) for name, tensor in outputs.items()}
+        self.wait()
+        return arrays
 
     def close(self) -> None:
         """Once the stream is through."""
@@ -113,7 +107,7 @@ class Slot:
         if self._pictures is None:
             return self._uploaded(name, self._image.arithmetic.apply(array, self._image.layout, self._dtype))
         shape = self._pictures.load(array)
-        target = self._on_device(name, int(np.prod(shape)) * self._dtype.itemsize)
+        target = self._on_device(name, math.prod(shape) * self._dtype.itemsize)
         self._pictures.upload(self._stream)
         self._pictures.run(target.address, self._stream)
         return OnDevice(target.address, self._dtype, tuple(shape))
@@ -125,6 +119,13 @@ class Slot:
         if array.nbytes:
             target.upload(pinned, array.nbytes, self._stream)
         return OnDevice(target.address, array.dtype, array.shape)
+
+    def _fetched(self, name: str, tensor: OnDevice) -> NDArray[Any]:
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+        pinned = self._landing.setdefault(name, Growing(self._gpu.pinned)).of(size)
+        if size:
+            self._gpu.driver.download(pinned.address, tensor.address, size, self._stream.handle)
+        return pinned.bytes[:size].view(tensor.dtype).reshape(tensor.shape)
 
     def _on_device(self, name: str, size: int) -> DeviceBuffer:
         return self._device.setdefault(name, Growing(self._gpu.buffer)).of(size)

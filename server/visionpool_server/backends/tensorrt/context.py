@@ -152,7 +152,7 @@ class TensorRtContext:
             lost = error
         if lost is not None:
             self._lost = str(lost)
-            log.critical("%s is lost to this process, which has to be restarted: %s", self._loaded.device, lost)
+            log.critical("%s is lost to this process, which has to be restarted: %s", self._loaded.device, self._lost)
             return self._device_lost()
         if isinstance(error, OutOfMemory):
             hint = "fewer in workers, a smaller batching.max_batch_size, or a smaller max in runtime.profiles"

@@ -84,6 +84,7 @@ class TensorRtEngine:
                 with suppress(CudaError):
                     stream.synchronize()
                 runner.close()
+                loaded.close()
                 stream.close()
 
     def _there(self) -> Loaded:
@@ -133,6 +134,7 @@ class TensorRtEngine:
                 runs += 1
         finally:
             context.close()
+            loaded.close()
         return layers.timings(times, runs, self.layers(), loaded.device)
 
     @property
@@ -168,7 +170,8 @@ class TensorRtEngine:
                 return
             self._ended = True
         with suppress(CudaError), self._gpu.current():  # where the device is lost, there is nothing left to free
-            self._loaded = None
+            if self._loaded:
+                self._loaded.close()
             self._runtime = None
         with suppress(CudaError):
             self._gpu.close()

@@ -72,18 +72,23 @@ class Graphs:
         self._make_room(stream)
         try:
             runner = Runner(self._loaded, self._memory)
+        except InferenceFailed as error:
+            return self._give_up(error)
+        try:
             runner.shape(profile, shapes, {}, stream)
             runner.bind(addresses)
             runner.enqueue(stream)
         except InferenceFailed as error:
-            self._give_up(error)
-            return False
+            stream.synchronize()  # before the runner goes
+            runner.close()
+            return self._give_up(error)
         try:
             with self._loaded.gpu.captured(stream) as graph:
                 runner.enqueue(stream)
             self._kept[key] = _Captured(runner, graph())
         except (InferenceFailed, CudaError) as error:
-            stream.synchronize()  # before the runner goes
+            stream.synchronize()
+            runner.close()
             self._give_up(error)
         return True
 
@@ -92,9 +97,11 @@ class Graphs:
             stream.synchronize()
             self._kept.popitem(last=False)[1].close()
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: Exception) -> bool:
+        """False: the inference is still to be run."""
         self.working = False
-        log.warning("%s: no CUDA graphs, inferences are enqueued one by one: %s", self._loaded.device, error)
+        log.warning("%s: no CUDA graphs, inferences are enqueued one by one: %s", self._loaded.device, str(error))
+        return False
 
     def close(self) -> None:
         """Nothing may be under way."""

@@ -12,7 +12,7 @@ from visionpool_server.backends.tensorrt.tensors import Tensor
 from visionpool_server.cuda.gpu import Gpu
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Loaded:
     """`engine`: a trt.ICudaEngine, which holds the weights. `graphs`: whether to replay inferences as CUDA graphs."""
 
@@ -23,6 +23,10 @@ class Loaded:
     ranges: Ranges
     image: ImageInput | None
     graphs: bool
+
+    def close(self) -> None:
+        """Lets go of the engine, whoever still knows of this."""
+        self.engine = None
 
     @property
     def device(self) -> str:
