@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from visionpool_server.cuda.driver import Grid
-from visionpool_server.cuda.pictures import KERNEL, PICTURE
+from visionpool_server.cuda.pictures import KERNEL
+from visionpool_server.cuda.sources import PICTURE
 
 from tests.fake_cuda_memory import Span
 

@@ -403,6 +403,8 @@ class FakeDriver:
             self._require(bool(self._stack()), name, "CUDA_ERROR_INVALID_CONTEXT")
         status = self._struck(name)
         broken = self._schedule.broken if name not in _WITHOUT_CONTEXT else None
+        if (status or broken) and name == "end_capture" and (line := getattr(self._current, "capturing", None)):
+            line.captured, self._current.capturing = None, None  # it is over, whatever became of it
         if (status or broken) and name not in ENDING:
             raise refused(name, status or broken or "")
         yield

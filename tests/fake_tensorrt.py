@@ -20,6 +20,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -163,10 +164,7 @@ class Runtime:
 
 class ICudaEngine:
     def __init__(self, trt: FakeTensorRt, runtime: Runtime, logger: Any, said: dict[str, Any], model: bytes) -> None:
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = 1
-        settings.log_severity_level = 4
-        self._session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        self._session = _session(model)
         self._trt, self._runtime, self._logger, self._said = trt, runtime, logger, said
         self._nodes = [(node.name or f"{node.op_type}_{i}", node.op_type) for i, node in enumerate(_nodes(model))]
         self._inputs = {node.name: node for node in self._session.get_inputs()}
@@ -224,8 +222,13 @@ class ICudaEngine:
                 Severity.ERROR, "IExecutionContext::create: Error Code 2: OutOfMemory (no further information)"
             )
             return None
+        try:
+            made = IExecutionContext(self._trt, self, strategy)
+        except CudaError as error:
+            self._logger.log(Severity.ERROR, f"IExecutionContext::create: Error Code 2: OutOfMemory ({error})")
+            return None
         self._trt.contexts += 1
-        return IExecutionContext(self._trt, self, strategy)
+        return made
 
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector(self)
@@ -422,10 +425,20 @@ class IExecutionContext:
         return prod(shape) * np.dtype(_TYPES[self._engine._io[name].type][1]).itemsize
 
     def _refused(self, call: str, wrong: bool, why: str) -> bool:
-        if (call and self._trt.struck(call)) or wrong:
-            self._engine._logger.log(Severity.ERROR, why or f"{call}: Error Code 3: API Usage Error (made to fail)")
-            return True
-        return False
+        struck = bool(call) and self._trt.struck(call)
+        if struck or wrong:
+            said = f"IExecutionContext::{call}: Error Code 3: API Usage Error (made to fail)" if struck else why
+            self._engine._logger.log(Severity.ERROR, said)
+        return struck or wrong
+
+
+@cache
+def _session(model: bytes) -> Any:
+    """Of this thread of work only, as a GPU would not take the CPU's cores."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 4
+    return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 
 def _free_with(owner: object, driver: FakeDriver, address: int) -> None:
@@ -446,5 +459,6 @@ def _raw(value: NDArray[Any]) -> NDArray[np.uint8]:
     return np.frombuffer(value.tobytes(), np.uint8)
 
 
+@cache
 def _nodes(model: bytes) -> Any:
     return onnx.load_from_string(model).graph.node

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from visionpool_server.backends import LoadOptions, Source
@@ -33,8 +34,7 @@ class OrtDriver(FakeDriver):
         if not self.room(device):
             copy = super().allocate(size)
             self._copies.append(copy)
-            source = device
-            self.enqueue(stream, lambda: ctypes.memmove(copy, source, size) and None, writes=[Span(copy, size)])
+            self.enqueue(stream, partial(_copy, copy, device, size), writes=[Span(copy, size)])
             device = copy
         super().download(host, device, size, stream)
 
@@ -54,6 +54,10 @@ class OrtDriver(FakeDriver):
             for copy in self._copies:
                 freeing.callback(self.free, copy)
             self._copies.clear()
+
+
+def _copy(target: int, source: int, size: int) -> None:
+    ctypes.memmove(target, source, size)
 
 
 def engine_on(driver: FakeDriver, path: Any, **options: Any) -> OnnxRuntimeEngine:

@@ -82,6 +82,7 @@ def quantized(path: Path, out: Path, feed: Mapping[str, Any]) -> Path:
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
+        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
         extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
     )
     return out

@@ -269,17 +269,19 @@ class TestBundle:
 
 
 def predicted(model: Path, picture: Path) -> visionpool.Result:
+    from visionpool_server.building.runner import Runner
     from visionpool_server.building.subject import opened
 
-    with opened(model, "CPU", 10**8) as subject:
+    with opened(model, Runner("CPU"), 10**8) as subject:
         return subject.predict(picture.read_bytes())
 
 
 def outputs(model: Path, picture: Path) -> Floats:
     """What the engine makes of a picture, unfinished."""
+    from visionpool_server.building.runner import Runner
     from visionpool_server.building.subject import opened
 
-    with opened(model, "CPU", 10**8) as subject:
+    with opened(model, Runner("CPU"), 10**8) as subject:
         found = subject.outputs(subject.prepared(picture.read_bytes(), 10**8))
         return np.asarray(next(iter(found.values())), np.float32)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,13 @@ from tests.fake_libcuda import build, compiler
 LAYERS = [
     pytest.param(
         "cuda-bindings",
-        marks=pytest.mark.skipif(not find_spec("cuda"), reason="cuda-bindings is not installed"),
+        marks=pytest.mark.skipif(not driver._installed("cuda.bindings"), reason="cuda-bindings is not installed"),
     ),
     pytest.param(
         "pycuda",
-        marks=pytest.mark.skipif(not find_spec("pycuda"), reason="pycuda is not installed: it has to be compiled"),
+        marks=pytest.mark.skipif(
+            not driver._installed("pycuda"), reason="pycuda is not installed: it has to be compiled"
+        ),
     ),
 ]
 SCENARIOS = (
@@ -135,7 +136,7 @@ def test_a_driver_that_lacks_functions_is_too_old(fake: Path, tmp_path: Path, la
     assert "update the driver" in said
 
 
-@pytest.mark.skipif(not find_spec("cuda"), reason="cuda-bindings is not installed")
+@pytest.mark.skipif(not driver._installed("cuda.bindings"), reason="cuda-bindings is not installed")
 def test_a_function_that_the_driver_lacks_is_named(fake: Path) -> None:
     said = said_without_device(fake, "cuda-bindings", FAKE_CUDA_LACKS="cuDeviceGetCount")
     assert said.startswith("NoDriver the NVIDIA driver is too old for cuda-bindings: ")

@@ -39,8 +39,8 @@ from visionpool_server.models.loader import Defaults, Model, load_model
 from visionpool_server.models.repository import Repository
 
 from tests import ocr_models, tiny_models
-from tests.fake_cuda import FakeDriver
 from tests.conftest import Serve
+from tests.fake_cuda import FakeDriver
 from tests.real_server import Server, picture
 from tests.test_cli import RED, failed, visionpool
 from tests.test_monitor import GIB, FakeNvml, nvml
@@ -488,9 +488,8 @@ def test_what_a_gpu_cannot_prepare_is_refused(
 def test_lines_of_text_are_prepared_here(installed: Any, tmp_path: Path, noted: Noted) -> None:
     says = refused(ocr_models.pipeline(tmp_path / "ocr", runtime={"device": "cuda:0", **ON_GPU}), noted)
     assert "steps.detect" in says  # whose pictures are of any size
-    says = refused(
-        tmp_path / "ocr" / "tiny_rec", noted, {"family": "ocr_recognition", "runtime": {"device": "cuda:0", **ON_GPU}}
-    )
+    config = {"family": "ocr_recognition", "labels": list("abcdef"), "runtime": {"device": "cuda:0", **ON_GPU}}
+    says = refused(tmp_path / "ocr" / "tiny_rec", noted, config)
     assert "prepare_on: gpu is not for lines of text" in says
 
 
@@ -504,7 +503,7 @@ def test_what_was_decoded_smaller_is_found_again_in_the_original(installed: Any,
     here, there = (model.family.prepare(small, whole).geometry for model in models if model.family)
     assert (here.height, here.width) == (there.height, there.width) == (200, 300)
     corners = np.array([[0.0, 0.0, 64.0, 64.0], [10.0, 20.0, 30.0, 40.0]], np.float32)
-    assert np.array_equal(here.boxes_to_original(corners), there.boxes_to_original(corners))
+    assert np.array_equal(here.to_original(corners), there.to_original(corners))
 
 
 # Cores

@@ -199,13 +199,15 @@ def free_as_the_other_kind(bench: Bench) -> None:
 
 
 def use_a_closed_event(bench: Bench) -> None:
+    event = bench.event.handle
     bench.event.close()
-    bench.event.record(bench.first)
+    bench.driver.record(event, bench.first.handle)
 
 
 def use_a_closed_stream(bench: Bench) -> None:
+    stream = bench.first.handle
     bench.first.close()
-    bench.event.record(bench.first)
+    bench.driver.record(bench.event.handle, stream)
 
 
 def use_without_a_context(bench: Bench) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from visionpool_server.fed_queue import FedQueue
 from visionpool_server.feeding import Feeding, Pace, Seat, Share, Team
 from visionpool_server.pool import Group, Pool, PoolOptions
 
-from tests.feeding_simulation import Device, Simulation, simulate, workers_of
+from tests.feeding_simulation import Device, Fed, Simulation, simulate, workers_of
 
 T = TypeVar("T")
 BOUND = 30.0
@@ -255,8 +256,6 @@ class TestInVirtualTime:
     def test_a_group_that_was_measured_at_a_bad_moment_gets_its_work_back(self) -> None:
         devices = (Device(1, FAST), Device(1, SLOW))
         workers = workers_of(devices)
-        from tests.feeding_simulation import Fed
-
         fed = Fed(workers)
         trained(fed.feeding.teams[0], 2.0)  # it is fast now, and was not
         trained(fed.feeding.teams[1], SLOW)
@@ -316,8 +315,7 @@ class TestQueue:
         assert fast.take(1, 0.0, 1) == []
         jobs = [job() for _ in range(30)]
         for one in jobs:
-            one_later = one
-            queue.put(one_later)
+            queue.put(one)
             one.queued_at += 1000.0  # it has not stood for long, however long this takes
         (taken,) = slow.take(1)
         assert jobs.index(taken) == 19
@@ -398,7 +396,7 @@ class TestQueue:
                 with lock:
                     taken.extend(batch)
 
-        workers = [in_thread(lambda team=i % 3: work(team)) for i in range(6)]
+        workers = [in_thread(partial(work, i % 3)) for i in range(6)]
         jobs = [job() for _ in range(600)]
         for one in jobs:
             queue.put(one)
@@ -483,18 +481,19 @@ class TestWithWorkers:
     ) -> None:
         bad = (250, 0, 0)
         fast, slow = self.engine(1, hang=bad, hang_s=2.0), self.engine(50)
-        pool = pools(fast, slow, hang_timeout=0.5)
-        self.ask(pool, 30)
-        jobs = [picture_job(bad), *[picture_job((1, 2, 3)) for _ in range(5)]]
-        for job in jobs:
-            pool.submit(job)
-        for job in jobs[1:]:
-            job.future.result(BOUND)
-        try:
-            jobs[0].future.result(BOUND)  # by the slow one, unless the fast one's new worker came first
-        except InferenceFailed:
-            assert pool.restarts == 2
-        assert pool.restarts >= 1
+        pool = pools(fast, slow, hang_timeout=1.0)
+        self.ask(pool, 20)
+        for _ in range(50):  # the slow one may be the first to take it, and nothing hangs then
+            jobs = [picture_job(bad), *[picture_job((1, 2, 3)) for _ in range(5)]]
+            for job in jobs:
+                pool.submit(job)
+            for job in jobs[1:]:
+                job.future.result(BOUND)
+            error = jobs[0].future.exception(BOUND)
+            assert error is None or isinstance(error, InferenceFailed)  # by the fast one twice
+            if pool.restarts:
+                break
+        assert pool.restarts
         self.ask(pool, 5)
 
     def test_workers_that_work_ahead_are_fed_too(self, pools: Callable[..., Pool]) -> None:

@@ -35,7 +35,11 @@ class FakeNvml(ModuleType):
 
     class NVMLError_NoPermission(NvmlError): ...  # noqa: N801
 
+    class NVMLError_FunctionNotFound(NvmlError): ...  # noqa: N801
+
     class NVMLError_LibraryNotFound(NvmlError): ...  # noqa: N801
+
+    class NVMLLibraryMismatchError(Exception): ...
 
     class NVMLError_GpuIsLost(NvmlError): ...  # noqa: N801
 
@@ -127,7 +131,15 @@ def test_it_is_opened_once_when_first_read_and_closed_once(nvml: FakeNvml) -> No
         ("nvmlDeviceGetComputeRunningProcesses", {"memory_own"}),
     ],
 )
-@pytest.mark.parametrize("reason", [FakeNvml.NVMLError_NotSupported, FakeNvml.NVMLError_NoPermission])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        FakeNvml.NVMLError_NotSupported,
+        FakeNvml.NVMLError_NoPermission,
+        FakeNvml.NVMLError_FunctionNotFound,
+        FakeNvml.NVMLLibraryMismatchError,
+    ],
+)
 def test_a_figure_that_is_not_told_is_left_out(
     nvml: FakeNvml, function: str, without: set[str], reason: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,6 +202,7 @@ def test_the_stand_in_has_the_real_packages_functions() -> None:
         assert list(theirs.parameters) == list(ours.parameters), name
     for name in (name for name in vars(FakeNvml) if name.startswith("NVMLError_")):
         assert issubclass(getattr(pynvml, name), pynvml.NVMLError)
+    assert issubclass(pynvml.NVMLLibraryMismatchError, Exception)
     assert {"total", "used"} <= {name for name, _ in pynvml.c_nvmlMemory_t._fields_}
     assert "gpu" in {name for name, _ in pynvml.c_nvmlUtilization_t._fields_}
     assert {"pid", "usedGpuMemory"} <= {name for name, *_ in pynvml.c_nvmlProcessInfo_v3_t._fields_}

@@ -87,7 +87,7 @@ def on_gpu(gpu: Gpu, batch: PictureBatch, pictures: NDArray[Any], dtype: str) ->
 
 
 @pytest.fixture
-def prepare(gpu: Gpu) -> Iterator[Prepare]:
+def prepare(gpu: Gpu) -> Prepare:
     """What the kernel makes of a batch, with a staging of its own."""
 
     def run(pictures: NDArray[Any], arithmetic: Arithmetic, layout: Layout, dtype: str) -> NDArray[Any]:
@@ -228,6 +228,21 @@ def test_a_picture_that_fills_its_batch_up_is_copied_once(gpu: Gpu) -> None:
     batch.close()
 
 
+@pytest.mark.parametrize(
+    "steps", [RECIPES["letterbox"], RECIPES["short_and_crop"]], ids=["letterbox", "short_and_crop"]
+)
+@pytest.mark.parametrize("view", [False, True])
+def test_of_a_photograph_only_the_rows_are_copied_that_count(gpu: Gpu, steps: tuple[Step, ...], view: bool) -> None:
+    pixels = np.random.default_rng(13).integers(0, 256, (1500, 2000, 3), np.uint8)
+    pixels = pixels[:, :1400] if view else pixels
+    batch = PictureBatch(gpu, RAW, "NHWC", "float32")
+    made = on_gpu(gpu, batch, Recipe(steps).on_gpu().prepare(pixels)[0][None], "float32")
+    np.testing.assert_array_equal(made[0], Recipe(steps).prepare(pixels)[0])
+    held = cast(FakeDriver, gpu.driver).bytes_held()
+    assert held < pixels.nbytes / 8 or view  # a view's rows are copied once more where some are left out
+    batch.close()
+
+
 def test_pixels_may_be_overwritten_once_they_are_loaded(gpu: Gpu) -> None:
     pixels = np.full((20, 20, 3), 7, np.uint8)
     batch, stream = PictureBatch(gpu, RAW, "NHWC", "uint8"), gpu.stream()
@@ -248,6 +263,8 @@ def test_what_no_batch_can_be_made_of_is_refused(gpu: Gpu) -> None:
     batch = PictureBatch(gpu, RAW, "NCHW", "float32")
     with pytest.raises(InferenceFailed, match="several sizes"):
         batch.load(two)
+    with pytest.raises(InferenceFailed, match="uint8 or float32"):
+        batch.load(np.zeros((1, 8, 8, 3), np.float16))
     with pytest.raises(InferenceFailed, match="channels"):
         batch.load(np.zeros((1, 8, 8, 2), np.uint8))
     with pytest.raises(InferenceFailed, match="one picture"):

@@ -16,7 +16,7 @@ from visionpool_server.backends import DeepContext, Pending
 from visionpool_server.backends.tensorrt.settings import TensorRtSettings
 
 from tests.fake_cuda import Work
-from tests.tensorrt_models import Bench, engine_of, found, halves, reshaped, sums, sums_batch
+from tests.tensorrt_bench import Bench, engine_of, found, halves, reshaped, sums, sums_batch
 
 PLAIN = TensorRtSettings(cuda_graphs=False)
 BOTH = pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "plain"])
@@ -336,7 +336,7 @@ def run_through(bench: Bench) -> int:
     for _ in range(2 - min(1, failed)):  # the failure may come as late as here
         try:
             same(context.infer(after), bench.made.expected(after))
-        except InferenceFailed:
+        except (InferenceFailed, InvalidRequest):
             failed += 1
     context.close()
     return failed
@@ -383,7 +383,7 @@ def test_what_tensorrt_says_is_in_the_message() -> None:
 
 @BOTH
 def test_a_device_that_is_lost_is_said_so_once_and_for_all(graphs: bool, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(AssertionError, match="left behind") as left, engine_of(sums(), graphs=graphs) as bench:
+    with engine_of(sums(), graphs=graphs) as bench:
         context = bench.engine.clone()
         pending = context.begin(sums_batch(2))
         bench.trt.fault = "CUDA_ERROR_ILLEGAL_ADDRESS"
@@ -397,4 +397,3 @@ def test_a_device_that_is_lost_is_said_so_once_and_for_all(graphs: bool, caplog:
                 assert attempt == pending.outputs  # it may have been done before the other broke the device
         assert caplog.text.count("is lost to this process") == 1
         context.close()
-    assert "context" in str(left.value)

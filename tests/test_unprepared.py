@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -56,16 +56,22 @@ def picture(height: int, width: int) -> NDArray[np.uint8]:
     return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), np.uint8)
 
 
+def left_to_gpu(recipe: Recipe, pixels: NDArray[np.uint8]) -> Unprepared:
+    prepared = recipe.prepare(pixels)[0]
+    assert prepared.shape == ()
+    return cast(Unprepared, prepared[()])
+
+
 def assert_alike(steps: tuple[Step, ...], pixels: NDArray[np.uint8], geometry: Geometry | None = None) -> None:
     """Both ways give the same pixels, and know of them the same."""
     plain = Recipe(steps)
     prepared, before = plain.prepare(pixels, geometry)
-    unprepared, after = Recipe(steps, unprepared=True).prepare(pixels, geometry)
-    assert unprepared.shape == ()
+    tensor, after = Recipe(steps, unprepared=True).prepare(pixels, geometry)
     assert (after, after.undo) == (before, before.undo)
-    assert unprepared[()].shape == prepared.shape
-    assert size_of(unprepared) == size_of(prepared) == prepared.shape[:2]
-    np.testing.assert_array_equal(unprepared[()].on_cpu(), prepared)
+    assert size_of(tensor) == size_of(prepared) == prepared.shape[:2]
+    unprepared = left_to_gpu(Recipe(steps, unprepared=True), pixels)
+    assert unprepared.shape == prepared.shape
+    np.testing.assert_array_equal(unprepared.on_cpu(), prepared)
 
 
 @settings(deadline=None, max_examples=400)
@@ -116,7 +122,7 @@ def test_recipes_of_one_size_are_left_to_the_gpu_step_by_step(steps: tuple[Step,
     assert recipe.reduction(480, 640) == Recipe(steps).reduction(480, 640)
     for of in ((480, 640), (33, 500), (64, 48), (1, 1), (97, 31)):
         pixels = picture(*of)
-        unprepared = recipe.prepare(pixels)[0][()]
+        unprepared = left_to_gpu(recipe, pixels)
         assert np.shares_memory(unprepared.pixels, pixels)  # nothing was computed
         assert_alike(steps, pixels)
 
@@ -182,7 +188,7 @@ def test_a_picture_of_no_usual_size_is_prepared_on_the_cpu_where_the_gpu_cannot(
     recipe = Recipe(steps).on_gpu()
     large = np.zeros((6000, 10, 3), np.uint8)
     large[::2] = 200
-    prepared = recipe.prepare(large)[0][()]
+    prepared = left_to_gpu(recipe, large)
     assert prepared.pixels.shape == (32, 32, 3)
     assert_alike(steps, large)
 
@@ -193,7 +199,8 @@ def test_a_batch_is_one_array_of_objects(count: int) -> None:
     items: list[dict[str, NDArray[Any]]] = [{"x": recipe.prepare(picture(20 + i, 30))[0]} for i in range(count)]
     for length in range(count, 5):
         batch = stack(items, length)["x"]
-        assert (batch.shape, batch.dtype) == ((length,), object)
+        assert batch.shape == (length,)
+        assert batch.dtype == object
         assert [one.pixels.shape[0] for one in batch] == [20 + min(i, count - 1) for i in range(length)]
 
 
@@ -214,5 +221,5 @@ def test_families_that_ask_for_the_prepared_size_are_told() -> None:
 
 def test_opencv_prepares_it_where_no_gpu_does() -> None:
     pixels = picture(90, 70)
-    unprepared = Recipe((Resize((40, 50)),)).on_gpu().prepare(pixels)[0][()]
+    unprepared = left_to_gpu(Recipe((Resize((40, 50)),)).on_gpu(), pixels)
     np.testing.assert_array_equal(unprepared.on_cpu(), cv2.resize(pixels, (50, 40)))

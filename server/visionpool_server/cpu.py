@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from visionpool.errors import InvalidModel
@@ -66,7 +67,7 @@ def pin(cores: frozenset[int]) -> bool:
         os.sched_setaffinity(0, cores)
     except (AttributeError, OSError) as error:
         why = "this system cannot" if isinstance(error, AttributeError) else error.strerror
-        log.warning("threads are not kept on the cores %s: %s", _written(cores), why)
+        _tell_once(_written(cores), why or str(error))
         return False
     return True
 
@@ -82,6 +83,12 @@ def pinned(cores: frozenset[int] | None) -> Iterator[None]:
         yield
     finally:
         pin(before)
+
+
+@cache
+def _tell_once(cores: str, why: str) -> None:
+    """Each of a group's workers would say the same."""
+    log.warning("threads are not kept on the cores %s: %s", cores, why)
 
 
 def _written(cores: frozenset[int]) -> str:

@@ -7,7 +7,7 @@ what waits to the others, one sleeps no longer than until that would have stood 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from threading import Condition, RLock
 
@@ -23,6 +23,7 @@ class FedQueue(JobQueue):
         lock = RLock()
         self._changed = Condition(lock)
         self._feeding = Feeding(max_batches)
+        self._rows = 0  # of all that waits
         self._sleepers = {team: _Sleepers(lock) for team in self._feeding.teams}
 
     def line(self, team: int) -> SeatedLine:
@@ -39,6 +40,7 @@ class FedQueue(JobQueue):
         """Jobs of a worker that was lost: to the front, whatever the limit."""
         with self._changed:
             super().put_back(jobs)
+            self._rows += _rows(jobs)
             self._wake()
 
     def close(self) -> None:
@@ -68,7 +70,7 @@ class FedQueue(JobQueue):
                 candidates = self._pull_from(share)
             if batch := [job for job in candidates if job.claim()]:
                 with self._changed:
-                    self._feeding.took(seat, sum(job.rows for job in batch), time.monotonic())
+                    self._feeding.took(seat, _rows(batch), time.monotonic())
                     self._wake()  # this one is busy now: the others may have to help with the rest
                 return batch
 
@@ -91,16 +93,27 @@ class FedQueue(JobQueue):
         if not self._jobs or self._closed:
             return Share(0, team.max_batch) if self._jobs else None
         now = time.monotonic()
-        return self._feeding.share(team, sum(job.rows for job in self._jobs), now - self._jobs[0].queued_at, now)
+        return self._feeding.share(team, self._rows, now - self._jobs[0].queued_at, now)
 
     def _pull_from(self, share: Share) -> list[Job]:
         """As `_pull`, past the rows that are left to others."""
         left: list[Job] = []
-        while share.skip and len(self._jobs) > 1 and sum(job.rows for job in left) < share.skip:
+        skip = share.skip
+        while skip > 0 and len(self._jobs) > 1:
             left.append(self._jobs.popleft())
+            skip -= left[-1].rows
         pulled = self._pull(share.rows)
         self._jobs.extendleft(reversed(left))
+        self._rows -= _rows(pulled)
         return pulled
+
+    def _insert(self, job: Job) -> None:
+        super()._insert(job)
+        self._rows += job.rows
+
+    def _drop_done(self) -> None:
+        super()._drop_done()
+        self._rows = _rows(self._jobs)
 
     def _sleep(self, team: Team) -> None:
         """Until woken; of those that leave what waits to others, one also until that would have stood for too long."""
@@ -126,9 +139,6 @@ class FedQueue(JobQueue):
                 continue
             if self._share(team):
                 sleepers.woken.notify()
-            elif sleepers.watch is _Watch.NONE:
-                sleepers.watch = _Watch.WANTED
-                sleepers.woken.notify()
 
 
 class _Watch(Enum):
@@ -145,6 +155,10 @@ class _Sleepers:
         self.woken = Condition(lock)
         self.count = 0
         self.watch = _Watch.NONE
+
+
+def _rows(jobs: Iterable[Job]) -> int:
+    return sum([job.rows for job in jobs])
 
 
 class SeatedLine:

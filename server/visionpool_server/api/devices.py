@@ -21,9 +21,9 @@ from visionpool_server.models.repository import Repository
 
 log = logging.getLogger(__name__)
 
-_TEXT = """Each device that workers of a model run on. `gpu` is what nvidia-ml says of an NVIDIA GPU just now: memory in bytes, of
-all processes (`memory_used`) and of this one (`memory_own`), and the share of the last moments in which it was busy (`utilization`).
-It is null for other devices, and where nvidia-ml is not installed; so is each figure that the driver does not tell."""
+_TEXT = """Each device that workers of a model run on. `gpu` is what nvidia-ml says of an NVIDIA GPU just now: memory in bytes,
+of all processes (`memory_used`) and of this one (`memory_own`), and the share of the last moments in which it was busy
+(`utilization`). It is null for other devices, and where nvidia-ml is not installed; so is each figure that is not told."""
 
 
 class DevicesApi:

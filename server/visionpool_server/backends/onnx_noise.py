@@ -1,4 +1,4 @@
-"""What rounding to 8 bits does to each layer: how much of its signal is noise, and by how much its mean shifts.
+"""What rounding to 8 bits does to each layer: how much of its signal is noise.
 
 Each quantised layer is computed beside its original, both on the original's own inputs, so that the errors of one layer do not
 count for the next. What is measured leaves the graph as a few numbers a channel.
@@ -7,7 +7,6 @@ count for the next. What is measured leaves the graph as a few numbers a channel
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,23 +18,18 @@ from visionpool_server.backends import onnx_graph as graphs
 from visionpool_server.backends.onnx_graph import ModelProto, Node
 
 _CHANNELS_SECOND = ("Conv", "ConvTranspose")
+_MEASURES = ("noise", "signal")
 _TINY = 1e-12
 _QUIET = 100.0  # dB, for a layer whose output is zero
 
 
-@dataclass(frozen=True, slots=True)
-class LayerError:
-    """`decibels`: of the signal over the noise, where the noise is the mean of its share of each channel. `mean`: what rounding
-    takes off each channel, on average."""
-
-    decibels: float
-    mean: NDArray[np.float32]
-
-
-def errors_of(
+def loudness_of(
     model: ModelProto, original: ModelProto, layers: Sequence[str], samples: Iterable[Mapping[str, NDArray[Any]]]
-) -> dict[str, LayerError]:
-    """`model`: `original` with Q/DQ nodes before `layers`, and all other nodes as they were."""
+) -> dict[str, float]:
+    """Decibels of the signal over the noise by layer, where the noise is the mean of its share of each channel.
+
+    `model`: `original` with Q/DQ nodes before `layers`, and all other nodes as they were.
+    """
     import onnxruntime
 
     beside = _beside(model, original, layers)
@@ -45,17 +39,12 @@ def errors_of(
     session = onnxruntime.InferenceSession(
         beside.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    names = [_named(name, what) for name in layers for what in ("noise", "signal", "mean")]
+    names = [_named(name, what) for name in layers for what in _MEASURES]
     sums: list[NDArray[Any]] = []
-    count = 0
     for sample in samples:
         found = session.run(names, dict(sample))
         sums = [np.add(a, b) for a, b in zip(sums, found, strict=True)] if sums else found
-        count += 1
-    return {
-        name: LayerError(_decibels(sums[3 * index], sums[3 * index + 1]), (sums[3 * index + 2] / count).astype(np.float32))
-        for index, name in enumerate(layers)
-    }
+    return {name: _decibels(*sums[2 * index : 2 * index + 2]) for index, name in enumerate(layers)}
 
 
 def _decibels(noise: NDArray[Any], signal: NDArray[Any]) -> float:
@@ -84,7 +73,7 @@ def _beside(model: ModelProto, original: ModelProto, layers: Sequence[str]) -> M
             output = node.output[0]
             node.output[0] = output + "_rounded"
             nodes += [twin, *_measuring(node, output, weights[twin.input[1]])]
-            for what in ("noise", "signal", "mean"):
+            for what in _MEASURES:
                 value = helper.make_tensor_value_info(_named(node.name, what), onnx.TensorProto.FLOAT, None)
                 found.graph.output.append(value)
     graphs.replace_nodes(found, nodes)
@@ -94,7 +83,7 @@ def _beside(model: ModelProto, original: ModelProto, layers: Sequence[str]) -> M
 
 
 def _measuring(node: Node, output: str, weights: Any) -> list[Node]:
-    """Sums of squares, and the mean difference, of each channel; of a product, of each of its last dimension."""
+    """Sums of squares of each channel, of what is lost and of what was there; of a product, of each of its last dimension."""
     difference, made = f"{output}_difference", []
     made.append(helper.make_node("Sub", [output, node.output[0]], [difference]))
     seen, axes = (difference, output), f"visionpool_axes_{len(weights.dims)}"
@@ -104,12 +93,8 @@ def _measuring(node: Node, output: str, weights: Any) -> list[Node]:
         made.append(helper.make_node("Constant", [], [shape], value_ints=[-1, columns]))
         made += [helper.make_node("Reshape", [name, shape], [f"{name}_rows_of_{node.name}"]) for name in seen]
         seen = (f"{difference}_rows_of_{node.name}", f"{output}_rows_of_{node.name}")
-    for name, kind, what in (
-        (seen[0], "ReduceSumSquare", "noise"),
-        (seen[1], "ReduceSumSquare", "signal"),
-        (seen[0], "ReduceMean", "mean"),
-    ):
-        made.append(helper.make_node(kind, [name, axes], [_named(node.name, what)], keepdims=0))
+    for name, what in zip(seen, _MEASURES, strict=True):
+        made.append(helper.make_node("ReduceSumSquare", [name, axes], [_named(node.name, what)], keepdims=0))
     return made
 
 
@@ -119,17 +104,3 @@ def _is_transposed(node: Node) -> bool:
 
 def _named(layer: str, what: str) -> str:
     return f"visionpool_{what}_of_{layer}"
-
-
-def correct_biases(model: ModelProto, means: Mapping[str, NDArray[np.float32]]) -> None:
-    """Adds what rounding takes off each channel, on average, to the layer's bias, where it has channels of its own."""
-    weights = graphs.weights_of(model)
-    for node in model.graph.node:
-        if node.name not in means or node.op_type not in _CHANNELS_SECOND:
-            continue
-        bias = graphs.values(weights[node.input[2]]) if len(node.input) > 2 and node.input[2] in weights else 0.0
-        if len(node.input) > 2 and node.input[2] and node.input[2] not in weights:
-            continue  # a bias that is computed
-        name = f"{node.name}_bias_corrected"
-        graphs.add_weights(model, {name: (bias + means[node.name]).astype(np.float32)})
-        node.input[:] = [*node.input[:2], name]

@@ -83,6 +83,8 @@ class _Halving:
             return False
         if any(True for _ in graphs.subgraphs(node)):
             return False
+        if node.op_type == "Cast" and self._types.get(node.input[0]) == FULL:
+            return False  # to another type, which it has from all bits
         if not any(self._types.get(name) == FULL for name in (*node.input, *node.output)):
             return False
         return all(_fits(node.op_type, value) for value in self._constants(node))

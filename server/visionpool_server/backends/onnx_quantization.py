@@ -1,7 +1,7 @@
 """INT8 as ONNX's own Q/DQ nodes, which TensorRT computes in 8 bits: ranges by onnxruntime's quantiser, and what it leaves to do.
 
     read, fold (onnxruntime) -> quantize_static -> what is not quantised reads unrounded numbers -> noisy layers back to float
-    -> biases corrected -> the rest in half precision -> checked
+    -> the rest in half precision -> checked
 
 Each choice was measured: benchmarks/results/2026-11-22-int8-qdq-cpu.md.
 """
@@ -25,14 +25,14 @@ from visionpool.errors import BackendUnavailable, InvalidModel, VisionpoolError
 
 from visionpool_server.backends import onnx_graph as graphs
 from visionpool_server.backends.onnx_graph import LAYERS, ModelProto
-from visionpool_server.backends.onnx_noise import correct_biases, errors_of
+from visionpool_server.backends.onnx_noise import loudness_of
 from visionpool_server.backends.onnx_precision import ROUNDING, halve
 
 Sample = TypeVar("Sample")
 Tensors = Callable[[Sample], Mapping[str, NDArray[Any]]]  # a sample's inputs by name
 
 _OPSET = 19  # the first whose Q/DQ nodes take half precision
-LOUDEST = 14.0  # dB; a layer that keeps less of a signal over the noise of its rounding stays in floating point
+QUIETEST = 14.0  # dB; a layer that keeps less of a signal over the noise of its rounding stays in floating point
 _SMALLEST = np.float16(2.0**-24)  # of half precision's numbers over zero
 _MEASURED = 16  # samples that noise is measured on
 
@@ -52,8 +52,7 @@ def quantize(
     tensors: Tensors[Sample],
     *,
     half: bool = True,
-    loudest: float = LOUDEST,
-    correct: bool = True,
+    quietest: float = QUIETEST,
     method: str = "MinMax",
 ) -> Quantized:
     """Writes `source` with INT8 weights and activations, whose ranges come from the samples; one of them is in memory at a time.
@@ -75,11 +74,9 @@ def quantize(
         if half:
             _scales_for_half(model, original)
         some = samples[:: max(1, len(samples) // _MEASURED)]
-        errors = errors_of(model, original, layers, (tensors(sample) for sample in some))
-        noisy = tuple(name for name in layers if errors[name].decibels < loudest)
+        heard = loudness_of(model, original, layers, (tensors(sample) for sample in some))
+        noisy = tuple(name for name in layers if heard[name] < quietest)
         _put_back(model, original, set(layers) - set(noisy))
-        if correct:
-            correct_biases(model, {name: error.mean for name, error in errors.items() if name not in noisy})
         graphs.prune(model)
     if half:
         halve(model)

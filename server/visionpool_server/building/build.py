@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,19 +20,24 @@ from visionpool_server.building.bundle import write_bundle
 from visionpool_server.building.pictures import Pictures, choose
 from visionpool_server.building.progress import Notify, silent, told
 from visionpool_server.building.report import Compared, Report, Size, size_of
+from visionpool_server.building.runner import Runner
 from visionpool_server.building.speed import race
 from visionpool_server.building.subject import Subject, opened
 
 if TYPE_CHECKING:
     from visionpool_server.evaluation import Dataset
 
-BUILDERS = {"openvino": "visionpool_server.building.openvino"}
+BUILDERS = {
+    "openvino": "visionpool_server.building.openvino",
+    "tensorrt": "visionpool_server.building.tensorrt",
+}
+_AS_IN_FILE = "as in the file"  # a placement's precision, of runtimes that do not choose one
 _NOISE = 8  # made-up inputs to compare on where no picture is given
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be built. `samples`: pictures to calibrate with, at most."""
+    """What is to be built. `samples`: pictures to calibrate with, at most. `device`: to measure on; None: the backend's usual."""
 
     model: Path
     out: Path
@@ -40,7 +45,7 @@ class Wish:
     calibration: Path | None = None
     samples: int = 300
     dataset: Path | None = None
-    device: str = "CPU"
+    device: str | None = None
     backend: str = "openvino"
     max_pixels: int = 50_000_000
     cache_dir: Path | None = None
@@ -51,6 +56,9 @@ class Builder(Protocol):
 
     PRECISIONS: tuple[Precision, ...]
 
+    def runner(self, device: str | None) -> Runner:
+        """What both models are run by. Raises BackendUnavailable for a device that is not there."""
+
     def check(self, subject: Subject, precision: Precision) -> None:
         """Raises InvalidModel for a model that cannot be built so, before anything is spent on it."""
 
@@ -59,34 +67,46 @@ class Builder(Protocol):
     ) -> str:
         """Writes the weights into `folder` and returns their file's name."""
 
+    def cache_in(self, out: Path) -> Path | None:
+        """Where what the runtime compiles of the new bundle is kept; None: nowhere."""
+
+    def finish(self, built: Subject, precision: Precision, notify: Notify) -> Sequence[str]:
+        """Adds to the complete bundle what it serves without, too; notes for the report."""
+
 
 def build(wish: Wish, notify: Notify = silent) -> Report:
     """Writes the bundle `wish.out`, which appears complete or not at all, and measures it beside the original.
 
     Raises SetupError.
     """
-    check(wish)
-    dataset = _dataset(wish)
-    builder = cast(Builder, import_module(BUILDERS[wish.backend]))
+    builder = check(wish)
+    dataset, runner = _dataset(wish), builder.runner(wish.device)
     notify("loading", 0, None)
-    with opened(wish.model, wish.device, wish.max_pixels, wish.cache_dir) as original:
+    with opened(wish.model, runner, wish.max_pixels, wish.cache_dir) as original:
         builder.check(original, wish.precision)
         pictures = _pictures(wish, original, notify)
         with _appearing(wish.out) as folder:
             weights = builder.write(original, folder, wish.precision, pictures, notify)
-            write_bundle(original, folder, weights, wish.precision)
-        with opened(wish.out, wish.device, wish.max_pixels) as built:
-            return _measured(wish, (original, built), _Material(pictures, dataset), notify)
+            write_bundle(original, folder, weights, backend=wish.backend, precision=wish.precision)
+        notify("loading what was built", 0, None)
+        with opened(wish.out, runner, wish.max_pixels, builder.cache_in(wish.out)) as built:
+            notes = builder.finish(built, wish.precision, notify)
+            return _measured(wish, (original, built), _Material(pictures, dataset, tuple(notes)), notify)
 
 
-def check(wish: Wish) -> None:
-    """Raises InvalidSetting for a wish that makes no sense, before a model is loaded."""
+def check(wish: Wish) -> Builder:
+    """Who builds it. Raises InvalidSetting for a wish that makes no sense, before a model is loaded."""
+    builder = cast(Builder, import_module(BUILDERS[wish.backend]))
+    if wish.precision not in builder.PRECISIONS:
+        there = ", ".join(builder.PRECISIONS)
+        raise InvalidSetting(f"{wish.backend} is not built in {wish.precision}", hint=f"--precision is one of {there}")
     if wish.precision == "int8" and wish.calibration is None:
         raise InvalidSetting(
             "int8 is calibrated on pictures", hint="say --calibration FOLDER, with some hundred like those to come"
         )
     if wish.out.exists() and (not wish.out.is_dir() or any(wish.out.iterdir())):
         raise InvalidSetting(f"-o {wish.out} is there already", hint="name a new folder, or remove that one")
+    return builder
 
 
 @contextmanager
@@ -121,10 +141,11 @@ def _dataset(wish: Wish) -> Dataset | None:
 
 @dataclass(frozen=True, slots=True)
 class _Material:
-    """What the two are measured on."""
+    """What the two are measured on, and what the builder has to say."""
 
     pictures: Pictures | None
     dataset: Dataset | None
+    notes: tuple[str, ...]
 
 
 def _measured(wish: Wish, pair: tuple[Subject, Subject], on: _Material, notify: Notify) -> Report:
@@ -136,20 +157,26 @@ def _measured(wish: Wish, pair: tuple[Subject, Subject], on: _Material, notify: 
         out=wish.out,
         precision=wish.precision,
         device=placements[1].device,
-        before=f"{placements[0].backend} {placements[0].precision}",
-        after=f"{placements[1].backend} {placements[1].precision}",
+        before=_said(placements[0], "original"),
+        after=_said(placements[1], wish.precision),
         size=Size(size_of(original.weights), size_of(built.weights)),
-        speed=race(original, built, row, notify),
+        speed=None if built.runner.stands_in else race(original, built, row, notify),
         compared=compared,
         scored=score(on.dataset, original, built, notify) if on.dataset else None,
         pictures=on.pictures,
-        notes=_notes(wish.precision, placements[1], compared),
+        notes=(*on.notes, *_notes(wish.precision, placements[1], compared)),
     )
+
+
+def _said(placement: Placement, precision: str) -> str:
+    """The runtime and in what it computes: as it says itself, or as its file was built."""
+    own = placement.precision
+    return f"{placement.backend} {precision if own == _AS_IN_FILE else own}"
 
 
 def _notes(precision: Precision, placement: Placement, compared: Compared) -> tuple[str, ...]:
     notes = []
-    if placement.precision not in (precision, "device default"):
+    if placement.precision not in (precision, "device default", _AS_IN_FILE):
         notes.append(f"{placement.device} has no {precision}, and computes in {placement.precision}")
     if compared.figures.get("boxes") == 0:
         notes.append(f"neither found anything on the {compared.on}, so that the agreement says nothing")

@@ -15,12 +15,14 @@ from visionpool_server.models.labels import resolve_labels
 
 _OF_A_SERVER = ("backend", "url", "model")
 _OF_ANOTHER_RUNTIME = ("device", "options")
+_OF_TENSORRT = ("profiles", "plugins", "prepare_on")
+_OF_OPENVINO = ("cpu_operators", "max_shapes")
 _NEVER_FILES = {"name", "task", "family", "weights", "labels", "runtime", "aliases", "decode", "raw_pictures"}
 
 
-def write_bundle(subject: Subject, folder: Path, weights: str, precision: Precision) -> None:
+def write_bundle(subject: Subject, folder: Path, weights: str, *, backend: str, precision: Precision) -> None:
     """Writes `folder`/model.yaml, and copies the files that it names."""
-    content = described(subject, weights, precision)
+    content = described(subject, weights, backend=backend, precision=precision)
     for key in content.keys() - _NEVER_FILES:
         content[key] = _with_files(content[key], subject.files.folder, folder)
     head = f"# Built by visionpool from {subject.weights.name}, in {precision}.\n"
@@ -28,7 +30,7 @@ def write_bundle(subject: Subject, folder: Path, weights: str, precision: Precis
     (folder / CONFIG).write_text(head + text, encoding="utf-8")
 
 
-def described(subject: Subject, weights: str, precision: Precision) -> dict[str, Any]:
+def described(subject: Subject, weights: str, *, backend: str, precision: Precision) -> dict[str, Any]:
     """The keys of model.yaml. Labels are written out, whichever file had them."""
     model = subject.model
     content: dict[str, Any] = {"task": model.task}
@@ -38,10 +40,23 @@ def described(subject: Subject, weights: str, precision: Precision) -> dict[str,
     said = model.bundle.model_dump(mode="json", exclude_defaults=True)
     if model.bundle.labels is not None:
         said["labels"] = list(resolve_labels(model.bundle.labels, subject.files.folder))
-    left_out = _OF_A_SERVER + (_OF_ANOTHER_RUNTIME if model.bundle.runtime.backend == "onnxruntime" else ())
+    left_out = _left_out(model.bundle.runtime.backend, backend)
     runtime = {key: value for key, value in said.pop("runtime", {}).items() if key not in left_out}
-    content["runtime"] = {"backend": "openvino", **runtime, "precision": precision}
+    content["runtime"] = {"backend": backend, **runtime, "precision": precision}
+    if isinstance(model.bundle.workers, tuple) and not _same(model.bundle.runtime.backend, backend):
+        del said["workers"]
     return content | {key: value for key, value in said.items() if key not in content}
+
+
+def _left_out(before: str | None, after: str) -> tuple[str, ...]:
+    """The keys of `runtime` that mean nothing to the new one."""
+    other = () if _same(before, after) else _OF_ANOTHER_RUNTIME
+    return (*_OF_A_SERVER, *other, *(_OF_OPENVINO if after == "tensorrt" else _OF_TENSORRT))
+
+
+def _same(before: str | None, after: str) -> bool:
+    """Whether what model.yaml says of devices and their options was meant for that runtime; it need not name OpenVINO."""
+    return before == after or (before is None and after == "openvino")
 
 
 def _with_files(value: Any, folder: Path, out: Path) -> Any:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from visionpool.errors import InvalidModel
 
-from visionpool_server.backends import ImageInput, Precision, numpy_dtype
+from visionpool_server.backends import Precision
+from visionpool_server.building.calibration import Calibration, check_calibratable
 from visionpool_server.building.pictures import Pictures
 from visionpool_server.building.progress import Notify
+from visionpool_server.building.runner import Runner
 from visionpool_server.building.subject import Subject
-from visionpool_server.families import Family
-from visionpool_server.models.advice import hint
-from visionpool_server.models.loader import image_input_of
 
 WEIGHTS = "model.xml"
 PRECISIONS: tuple[Precision, ...] = ("int8", "f16", "bf16", "f32")
+
+
+def runner(device: str | None) -> Runner:
+    """Both models are measured as they are served."""
+    return Runner(device or "CPU")
 
 
 def check(subject: Subject, precision: Precision) -> None:
@@ -31,11 +32,8 @@ def check(subject: Subject, precision: Precision) -> None:
         raise InvalidModel(
             f"{subject.weights.name} is quantised already", hint="build from the model that it was made of, or serve it"
         )
-    if precision == "int8" and subject.model.family is None:
-        raise InvalidModel(
-            f"nothing says how pictures become the tensors of {subject.model.name}, so it cannot be calibrated",
-            hint=hint(subject.model.signature),
-        )
+    if precision == "int8":
+        check_calibratable(subject)
 
 
 def write(subject: Subject, folder: Path, precision: Precision, pictures: Pictures | None, notify: Notify) -> str:
@@ -49,38 +47,18 @@ def write(subject: Subject, folder: Path, precision: Precision, pictures: Pictur
     if precision == "int8":
         assert pictures is not None
         assert subject.model.family is not None
-        model = quantize(model, pictures.calibration, _Calibration(subject, subject.model.family, notify))
+        inputs = Calibration(subject, subject.model.family, notify)
+        model = quantize(model, pictures.calibration, lambda path: list(inputs(path).values()))
     notify("writing", 0, None)
     ov.save_model(model, folder / WEIGHTS, compress_to_fp16=precision == "f16")
     return WEIGHTS
 
 
-class _Calibration:
-    """The model's inputs for a calibration picture, in the file's own order, shape and type. NNCF asks for each picture
-    more than once: kept meanwhile, they would fill the memory."""
-
-    def __init__(self, subject: Subject, family: Family, notify: Notify) -> None:
-        self._subject = subject
-        self._inputs = subject.model.signature.inputs
-        picture = next(spec for spec in self._inputs if spec.name == family.image_input)
-        self._image = image_input_of(family, picture)
-        self._notify = notify
-        self._read = 0
-
-    def __call__(self, path: Path) -> Sequence[NDArray[Any]]:
-        self._read += 1
-        self._notify("calibrating", self._read, None)
-        tensors = self._subject.prepared(path.read_bytes(), max_pixels=2**62)  # `choose` has seen to its size
-        return [
-            _as_in_file(tensors, name=spec.name, dtype=numpy_dtype(spec.dtype), image=self._image)
-            for spec in self._inputs
-        ]
+def cache_in(out: Path) -> Path | None:  # noqa: ARG001  the protocol's
+    """What it compiles is for this machine's processor."""
+    return None
 
 
-def _as_in_file(
-    tensors: Mapping[str, NDArray[Any]], *, name: str, dtype: np.dtype[Any], image: ImageInput
-) -> NDArray[Any]:
-    value = tensors[name]
-    if name != image.name:
-        return np.asarray(value, dtype)
-    return image.arithmetic.apply(value, image.layout, dtype)
+def finish(built: Subject, precision: Precision, notify: Notify) -> Sequence[str]:  # noqa: ARG001  the protocol's
+    """OpenVINO compiles when it loads: there is nothing to add."""
+    return ()

@@ -40,7 +40,8 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`before` and `after`: in which precision each ran, as its runtime says."""
+    """`before` and `after`: by which runtime and in which precision each ran, as it says. `speed` None: the runtime that it was
+    built for could not run here."""
 
     model: str
     out: Path
@@ -49,7 +50,7 @@ class Report:
     before: str
     after: str
     size: Size
-    speed: Speed
+    speed: Speed | None
     compared: Compared
     scored: Scored | None = None
     pictures: Pictures | None = None

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from visionpool.errors import InvalidModel, InvalidSetting
 from visionpool.results import Result
 
-from visionpool_server.backends import Engine, Source, zeros
+from visionpool_server.backends import Engine, LoadOptions, Source, zeros
+from visionpool_server.building.runner import Runner
 from visionpool_server.families import Tensors
 from visionpool_server.imaging.decode import decode
 from visionpool_server.models.bundle import Bundle, read_bundle
 from visionpool_server.models.files import ModelFiles, find_models
-from visionpool_server.models.loader import Defaults, Model, source_of
+from visionpool_server.models.loader import Model, load_model, source_of
 from visionpool_server.models.pipeline import is_pipeline
+from visionpool_server.models.repository import Repository
 from visionpool_server.service import Service
 
 _SIDE = 224  # of a picture for a model that takes any size
@@ -28,13 +30,16 @@ _SIDE = 224  # of a picture for a model that takes any size
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A running model, its files, and where its weights are."""
+    """A running model, its files, and where its weights are. `asked`: what each of its engines was asked for, where a backend
+    runs it that is not the one of its model.yaml."""
 
     model: Model
     files: ModelFiles
     source: Source
     service: Service
-    runner: asyncio.Runner
+    loop: asyncio.Runner
+    runner: Runner
+    asked: Sequence[LoadOptions]
 
     @property
     def engine(self) -> Engine:
@@ -47,7 +52,7 @@ class Subject:
 
     def predict(self, picture: bytes) -> Result:
         """By the server's own flow. Raises RequestError for a picture that it would refuse."""
-        return self.runner.run(self.service.predict(self.model, picture)).result
+        return self.loop.run(self.service.predict(self.model, picture)).result
 
     def outputs(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """What the engine makes of one row of tensors, as copies."""
@@ -88,9 +93,9 @@ def _noise(
 
 
 @contextmanager
-def opened(path: Path, device: str, max_pixels: int, cache_dir: Path | None = None) -> Iterator[Subject]:
+def opened(path: Path, runner: Runner, max_pixels: int, cache_dir: Path | None = None) -> Iterator[Subject]:
     """The one model at `path`, running on one device. `cache_dir`: of converted models. Raises SetupError."""
-    from visionpool_server.app import DEMO_MODELS, offline
+    from visionpool_server.app import DEMO_MODELS
 
     if not path.exists() and (DEMO_MODELS / path).is_dir():
         path = DEMO_MODELS / path
@@ -98,16 +103,22 @@ def opened(path: Path, device: str, max_pixels: int, cache_dir: Path | None = No
     if len(found) != 1:
         names = ", ".join(files.name for files in found)
         raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
-    _check_one(found[0])
-    defaults = Defaults(device, cache_dir=cache_dir)
-    with offline([path], defaults, max_pixels=max_pixels) as service, asyncio.Runner() as runner:
-        model = next(iter(service.models))
+    written = _check_one(found[0])
+    opener, models = runner.opener(written), Repository()
+    service = Service(models, max_pixels=max_pixels)
+    try:
+        model = load_model(found[0], runner.defaults(cache_dir), opener)
+        models.add(model)
         source = source_of(found[0], model.bundle, "openvino", cache_dir)
-        yield Subject(model, found[0], source, service, runner)
+        with asyncio.Runner() as loop:
+            yield Subject(model, found[0], source, service, loop, runner, opener.asked)
+    finally:
+        service.close()
+        models.close()
 
 
-def _check_one(files: ModelFiles) -> None:
-    """Raises InvalidModel for what has no weights of its own here."""
+def _check_one(files: ModelFiles) -> Bundle:
+    """What its model.yaml says. Raises InvalidModel for what has no weights of its own here."""
     written = read_bundle(files.config) if files.config else Bundle()
     name, backend = written.name or files.name, written.runtime.backend
     if backend in ("remote", "fake"):
@@ -117,3 +128,4 @@ def _check_one(files: ModelFiles) -> None:
             f"{name} is a pipeline of several models, and only one is built at a time",
             hint="build its steps one by one, and name the results as steps: in its model.yaml",
         )
+    return written

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import orjson
 import typer
@@ -27,6 +27,8 @@ visionpool build yolov8n.onnx --precision int8 --calibration pictures/ -o yolov8
 visionpool build yolov8n.onnx --precision int8 --calibration pictures/ --dataset coco/ -o yolov8n-int8
 
 visionpool build models/squeezenet --precision f16 -o models/squeezenet-f16
+
+visionpool build yolov8n.onnx --backend tensorrt --precision f16 -o yolov8n-f16
 
 visionpool serve yolov8n-int8               the bundle serves as it is"""
 
@@ -56,10 +58,14 @@ def build(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="int8: quantised on the calibration pictures. f16: weights of half the size. bf16, f32: weights as they "
-            "are, and computed so where the device can."
+            help="int8: quantised on the calibration pictures. f16: weights of half the size. bf16 (OpenVINO's alone), f32: "
+            "weights as they are, and computed so where the device can."
         ),
     ] = "int8",
+    backend: Annotated[
+        Literal["openvino", "tensorrt"],
+        typer.Option(help="openvino: for Intel's devices, and CPUs. tensorrt: for NVIDIA's GPUs, from ONNX; none need be here."),
+    ] = "openvino",
     calibration: Annotated[
         Path | None,
         typer.Option(help="Folder of pictures like those to come; a few hundred do.", show_default=False),
@@ -72,7 +78,7 @@ def build(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
-    device: flags.DeviceFlag = "CPU",
+    device: flags.DeviceFlag = None,
     max_pixels: flags.MaxPixelsFlag = 50_000_000,
     cache_dir: flags.CacheDirFlag = None,
 ) -> None:
@@ -81,13 +87,8 @@ def build(
     from visionpool_server.building import build as build_bundle
 
     wish = Wish(
-        model,
-        out,
-        precision,
-        calibration,
-        samples,
-        dataset,
-        device or "CPU",
+        *(model, out, precision, calibration, samples, dataset, device),
+        backend=backend,
         max_pixels=max_pixels,
         cache_dir=cache_dir,
     )
@@ -155,8 +156,9 @@ def table(report: Report) -> Table:
     shown.add_row(
         "weights, MB", f"{size.before / 1e6:.2f}", f"{size.after / 1e6:.2f}", f"x {size.after / size.before:.2f}"
     )
-    spread = f"x {speed.ratio:.2f} ({speed.lowest:.2f} to {speed.highest:.2f})"
-    shown.add_row("inferences/s", f"{speed.before:.1f}", f"{speed.after:.1f}", spread)
+    if speed:
+        spread = f"x {speed.ratio:.2f} ({speed.lowest:.2f} to {speed.highest:.2f})"
+        shown.add_row("inferences/s", f"{speed.before:.1f}", f"{speed.after:.1f}", spread)
     for name, (before, after) in (report.scored.figures if report.scored else {}).items():
         shown.add_row(TITLES.get(name, name), f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
     return shown

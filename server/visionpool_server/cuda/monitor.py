@@ -106,8 +106,10 @@ class Monitor:
 
 
 def _told(nvml: Nvml, call: Callable[[], Any]) -> Any:
-    """None for what this GPU, or this user, does not get told."""
+    """None for what this GPU, this user or an older driver does not get told."""
     try:
         return call()
-    except (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission):
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission, nvml.NVMLError_FunctionNotFound):
+        return None
+    except nvml.NVMLLibraryMismatchError:  # no NVMLError: what it makes of a function that is not found
         return None

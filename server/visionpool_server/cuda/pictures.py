@@ -14,7 +14,6 @@ Memory, here and on the device: a table of PICTURE, one for each picture, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple, cast
@@ -25,23 +24,12 @@ from visionpool.errors import InferenceFailed
 
 from visionpool_server.cuda.driver import Grid
 from visionpool_server.cuda.gpu import DeviceBuffer, Gpu, PinnedBuffer, Stream
+from visionpool_server.cuda.sources import PICTURE, Source
 from visionpool_server.imaging.recipe import Arithmetic
 from visionpool_server.imaging.unprepared import NotOnGpu, Unprepared
 
 Layout = Literal["NCHW", "NHWC", "CHW"]
 
-PICTURE = np.dtype(  # `struct Picture` of kernels/pictures.cu
-    [
-        *((name, np.int64) for name in ("pixels",)),
-        *((name, np.float64) for name in ("step_y", "step_x")),
-        *(
-            (name, np.int32)
-            for name in ("rows", "columns", "pitch", "resized", "top", "left", "bottom", "right", "y", "x")
-        ),
-        ("fill", np.uint8, 4),
-    ],
-    align=True,
-)
 KERNEL = "prepare_pictures"
 _TYPES = {"uint8": 0, "float16": 1, "float32": 2}  # `enum Type`
 _BLOCK: Grid = (32, 8, 1)  # one warp's threads write neighbours in a row
@@ -125,45 +113,42 @@ class PictureBatch:
         if len(sizes) != 1:
             raise InferenceFailed(f"one batch of pictures is to be of several sizes: {sorted(sizes)}")
         shape = Shape(len(pictures), *sizes.pop())
-        places, end = _places((picture.pixels for picture in pictures), shape.pictures)
-        self._begin(shape, _TYPES["uint8"], end)
-        table = self._table()
-        copied = set()
+        sources = {id(picture): Source.of(picture) for picture in pictures}  # one that fills a batch up comes often
+        starts, end = {}, shape.pictures * PICTURE.itemsize
+        for key, source in sources.items():
+            starts[key] = _aligned(end)
+            end = starts[key] + source.size
+        self._begin(shape, "uint8", end)
+        host, table = self._buffers()[0].bytes, self._table()
+        for key, source in sources.items():
+            source.copy(host[starts[key] : starts[key] + source.size])
         for index, picture in enumerate(pictures):
-            start = places[id(picture.pixels)]
-            table[index] = _record(picture, start)
-            if start not in copied:
-                copied.add(start)
-                self._copy(picture.pixels, start)
+            table[index] = sources[id(picture)].record(starts[id(picture)])
 
     def _load_prepared(self, pictures: NDArray[Any]) -> None:
+        if pictures.dtype not in (np.uint8, np.float32):
+            raise InferenceFailed(f"prepared pictures are uint8 or float32, not {pictures.dtype}")
         count, height, width, channels = pictures.shape
         start = _aligned(count * PICTURE.itemsize)
-        self._begin(Shape(*pictures.shape), _TYPES[pictures.dtype.name], start + pictures.nbytes)
+        self._begin(Shape(*pictures.shape), pictures.dtype.name, start + pictures.nbytes)
         table = self._table()
         table[:] = np.zeros((), PICTURE)
-        table["pixels"] = start + np.arange(count) * (height * width * channels * pictures.itemsize)
         table["pitch"] = width * channels * pictures.itemsize
+        table["pixels"] = start + np.arange(count) * height * table["pitch"]
         table["bottom"], table["right"] = height, width
-        self._copy(pictures, start)
+        host = self._buffers()[0].bytes[start : start + pictures.nbytes]
+        np.copyto(host.view(pictures.dtype).reshape(pictures.shape), pictures)
 
-    def _begin(self, shape: Shape, source_type: int, size: int) -> None:
-        self._check(shape)
-        self._reserve(size)
-        self._shape, self._source_type, self._size = shape, source_type, size
-
-    def _check(self, shape: Shape) -> None:
+    def _begin(self, shape: Shape, source_type: str, size: int) -> None:
         if shape.channels not in (1, 3):
             raise InferenceFailed(f"pictures have 1 or 3 channels, not {shape.channels}")
         if self._layout == "CHW" and shape.pictures != 1:
             raise InferenceFailed(f"the model takes one picture, not {shape.pictures}")
+        self._reserve(size)
+        self._shape, self._source_type, self._size = shape, _TYPES[source_type], size
 
     def _table(self) -> NDArray[Any]:
         return self._buffers()[0].bytes[: self._shape.pictures * PICTURE.itemsize].view(PICTURE)
-
-    def _copy(self, pixels: NDArray[Any], start: int) -> None:
-        into = self._buffers()[0].bytes[start : start + pixels.nbytes].view(pixels.dtype).reshape(pixels.shape)
-        np.copyto(into, pixels)
 
     def _buffers(self) -> tuple[PinnedBuffer, DeviceBuffer]:
         if self._host is None or self._device is None:
@@ -191,25 +176,5 @@ def kernel_image() -> bytes:
     return (files("visionpool_server.cuda") / "kernels" / "pictures.ptx").read_bytes()
 
 
-def _places(pixels: Iterable[NDArray[np.uint8]], count: int) -> tuple[dict[int, int], int]:
-    """Where each array goes, by its id, and where the last one ends. One that comes twice, as to fill a batch, goes once."""
-    places: dict[int, int] = {}
-    end = count * PICTURE.itemsize
-    for array in pixels:
-        if id(array) not in places:
-            places[id(array)] = _aligned(end)
-            end = _aligned(end) + array.nbytes
-    return places, end
-
-
 def _aligned(size: int) -> int:
     return size + -size % _ALIGNMENT
-
-
-def _record(picture: Unprepared, start: int) -> tuple[Any, ...]:
-    """A row of PICTURE. The steps are computed as OpenCV does, by two divisions."""
-    (rows, columns, channels), (height, width) = picture.pixels.shape, picture.resized
-    steps = 1.0 / (height / rows), 1.0 / (width / columns)
-    resized = (rows, columns) != (height, width)
-    fill = (*picture.fill, 0)
-    return start, *steps, rows, columns, columns * channels, resized, *picture.visible, *picture.origin, fill

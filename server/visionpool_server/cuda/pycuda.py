@@ -1,9 +1,9 @@
 """The driver's calls through pycuda. It has no CUDA graphs, and is compiled for one version of CUDA where it is installed.
 
-pycuda gives objects that free what they stand for when Python drops them, and only on a thread where their context is current. So
-they are held here by number, in no variable of a function, which an exception would keep alive, and dropped by the call that frees.
-What fails in freeing pycuda writes to stderr: it raises nothing. Its contexts are a stack of its own for each thread, which has to
-be empty when the thread ends, or it aborts the process; `push` and `pop` keep it.
+pycuda gives objects that free what they stand for when Python drops them, and only on a thread where their context is current.
+So they are held here by number, in no variable of a function, which an exception would keep alive, and dropped by the call that
+frees. What fails in freeing pycuda writes to stderr: it raises nothing. It has a stack of contexts for each thread beside the
+driver's, and aborts the process where a thread ends and has not emptied it: the two are kept in step here.
 """
 
 from __future__ import annotations
@@ -97,17 +97,26 @@ class PycudaDriver:
             if retained.times:
                 return
             del self._held.contexts[ordinal]
-        # pycuda releases on the thread that retained, or where the context is on top of its own stack: it is put there. It takes
-        # the driver to pop what is released, as it does with contexts that are destroyed but not with primary ones.
-        self._call(retained.context.push)
-        _library().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-        self._call(retained.context.detach)
+        # Not by pycuda, which can on one thread only, and takes it that the driver pops what is released: it is not to try again.
+        _keep_for_ever(retained.context)
+        if status := _library().cuDevicePrimaryCtxRelease_v2(ordinal):
+            raise refused("cuDevicePrimaryCtxRelease", _status_name(status))
 
     def push(self, context: Handle) -> None:
-        self._call(self._find(self._held.contexts, context, "cuCtxPushCurrent").context.push)
+        self._switch(self._find(self._held.contexts, context, "cuCtxPushCurrent").context.push)
 
     def pop(self) -> None:
-        self._call(self._cuda.Context.pop)
+        self._switch(self._cuda.Context.pop)
+
+    def _switch(self, change: Callable[[], Any]) -> None:
+        """pycuda has one context at a time on the driver's stack. Where the next is refused, the one before is put back."""
+        try:
+            self._call(change)
+        except CudaError as error:
+            before = self._cuda.Context.get_current() if error.call == "cuCtxPushCurrent" else None
+            if before is not None:
+                _library().cuCtxPushCurrent_v2(ctypes.c_void_p(before.handle))
+            raise
 
     def memory(self) -> tuple[int, int]:
         free, total = self._call(self._cuda.mem_get_info)
@@ -257,13 +266,17 @@ def _failure(said: str) -> CudaError:
 @cache
 def _statuses() -> dict[str, str]:
     """The names of the driver's statuses by the words it has for them."""
-    library, names = _library(), {}
-    words, name = ctypes.c_char_p(), ctypes.c_char_p()
+    words, names = ctypes.c_char_p(), {}
     for status in range(1, 1000):
-        found = not library.cuGetErrorString(status, ctypes.byref(words))
-        if found and words.value and not library.cuGetErrorName(status, ctypes.byref(name)) and name.value:
-            names[words.value.decode()] = name.value.decode()
+        if not _library().cuGetErrorString(status, ctypes.byref(words)) and words.value:
+            names[words.value.decode()] = _status_name(status)
     return names
+
+
+def _status_name(status: int) -> str:
+    name = ctypes.c_char_p()
+    _library().cuGetErrorName(status, ctypes.byref(name))
+    return name.value.decode() if name.value else str(status)
 
 
 @cache
@@ -292,4 +305,9 @@ def _abandon(held: _Held) -> None:
         *(retained.context for retained in held.contexts.values()),
         *(one for of in kept for one in of.values()),
     ]:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+        _keep_for_ever(thing)
+
+
+def _keep_for_ever(thing: Any) -> None:
+    """What pycuda would do when Python drops it does not come to pass."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from visionpool_server.models.foreign import refusal, refusal_of_folder
 
 CONFIG = "model.yaml"
 ENGINES = (".plan", ".engine", ".trt")  # TensorRT's, built for one kind of GPU
+_KEPT = re.compile(r"-(trt|rtx)[0-9.]+-[0-9a-f]{16}\.plan$")  # backends/tensorrt/plan_cache.py names them so
 WEIGHTS = (".onnx", ".xml", ".pdmodel", ".tflite", ".pb", *ENGINES)
 _GENERIC_STEMS = {
     "model",
@@ -96,9 +98,16 @@ def is_weights(path: Path) -> bool:
     """Whether this is a model's file, and of several the one to name."""
     if _is_program(path):  # what somebody has converted it into is read without the converter
         return not any(path.with_suffix(suffix).exists() for suffix in (".onnx", ".xml"))
-    if is_engine(path) and path.with_suffix(".onnx").exists():
-        return False  # it runs on every device, and the engine spares building it where it fits
+    if is_engine(path) and _is_of_a_neighbour(path):
+        return False  # that runs on every device, and the engine spares building it where it fits
     return path.suffix in WEIGHTS and path.is_file()
+
+
+def _is_of_a_neighbour(engine: Path) -> bool:
+    """Whether it was built of an ONNX file beside it: one of its name, or any where the cache of engines has named it."""
+    return engine.with_suffix(".onnx").exists() or (
+        _KEPT.search(engine.name) is not None and any(engine.parent.glob("*.onnx"))
+    )
 
 
 def is_engine(path: Path) -> bool:

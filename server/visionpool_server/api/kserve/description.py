@@ -32,7 +32,8 @@ _ALWAYS = (
 )
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _STAGES = ("success", "fail", "queue", *_COMPUTE)
-_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}  # Triton's names; OpenVINO's is the backend's, whatever it read
+# Triton's names; OpenVINO's is the backend's, whatever it read.
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 _GPU = re.compile(r"(?:GPU|cuda)(?:[.:](\d+))?", re.IGNORECASE)
 
 

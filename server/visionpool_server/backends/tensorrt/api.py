@@ -74,7 +74,7 @@ class Api:
         """Whether contexts make CUDA graphs of their own, where they are told to."""
         return self.rtx
 
-    def context(self, engine: Any, *, graphs: bool, lent: bool) -> Any:  # engine: trt.ICudaEngine
+    def context(self, engine: Any, *, graphs: bool, lent: bool) -> Any:  # trt.ICudaEngine
         """A trt.IExecutionContext; None where there is no memory for it. `graphs`: with what `captures_itself` tells of;
         `lent`: the memory that it computes in is set later, by who asks."""
         strategies = self.trt.ExecutionContextAllocationStrategy
@@ -86,7 +86,7 @@ class Api:
         runtime_config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return engine.create_execution_context(runtime_config)
 
-    def unfit(self, runtime: Any, plan: bytes) -> str | None:  # runtime: trt.Runtime
+    def unfit(self, runtime: Any, plan: bytes) -> str | None:  # trt.Runtime
         """Why this GPU cannot run `plan`, where the library tells before it loads it: TensorRT-RTX does."""
         if not self.rtx:
             return None

@@ -55,6 +55,8 @@ class Slot:
     def view(self, shape: Sequence[int]) -> NDArray[np.generic]:
         """An array of the tensor's type on the first bytes of the pinned memory."""
         size = self.tensor.size(shape)
+        if not size:
+            return np.empty(shape, self.tensor.dtype)
         array: NDArray[np.generic] = self.pinned(size).bytes[:size].view(self.tensor.dtype).reshape(shape)
         return array
 

@@ -125,7 +125,7 @@ def _built(
         plan = builder.build_serialized_network(network, config)
         watch.check(canceled=plan is None and "BuildCanceled" in " ".join(errors.messages))
         if plan is None:
-            raise failed_build(api, whole.name, errors.reason)
+            raise failed_build(api, whole.name, errors.reasons)
         if timings is not None and kept is not None:
             timings[:] = bytes(config.get_timing_cache().serialize())
         return bytes(plan)
@@ -166,7 +166,7 @@ def _add_profiles(api: Api, whole: Network, config: Any, profiles: Sequence[Prof
             if key in tensors and -1 in tuple(tensors[key].shape):
                 profile.set_shape(key, ranged.min, ranged.opt, ranged.max)
         if config.add_optimization_profile(profile) < 0:
-            raise failed_build(api, whole.name, errors.reason)
+            raise failed_build(api, whole.name, errors.reasons)
 
 
 def _take_timings(config: Any, timings: bytearray | None) -> Any:

@@ -90,7 +90,8 @@ class TensorRtContext:
                 self._sets[index].wait()
                 shapes = self._start(index, batch)
             except Exception as error:
-                raise self._told(error) from error
+                self._recover(error)
+                raise
         buffers = self._sets[index]
         self._began += 1
         buffers.busy, buffers.turn = True, self._began
@@ -136,7 +137,8 @@ class TensorRtContext:
             try:
                 buffers.wait()
             except Exception as error:
-                raise self._told(error) from error
+                self._recover(error)
+                raise
         return self._results[index].views(shapes)
 
     def _refuse(self) -> None:
@@ -145,39 +147,40 @@ class TensorRtContext:
         if not self._open:
             raise Unavailable("the model was unloaded")
 
-    def _told(self, error: Exception) -> Exception:
-        """After a failure: what the caller is told. Nothing is under way any more, and the next batch begins afresh."""
+    def _recover(self, error: Exception) -> None:
+        """After a failure: nothing is under way any more, and the next batch begins afresh. Raises what is to be said of it,
+        where it does not say so itself; no frame keeps what it raises, which would keep all that was made meanwhile."""
         lost = self._drain()
         if isinstance(error, CudaError) and error.sticky:
-            lost = error
+            lost = str(error)
         if lost is not None:
-            self._lost = str(lost)
-            log.critical("%s is lost to this process, which has to be restarted: %s", self._loaded.device, self._lost)
-            return self._device_lost()
+            self._lost = lost
+            log.critical("%s is lost to this process, which has to be restarted: %s", self._loaded.device, lost)
+            raise self._device_lost() from error
         if isinstance(error, OutOfMemory):
             hint = "fewer in workers, a smaller batching.max_batch_size, or a smaller max in runtime.profiles"
-            return InferenceFailed(f"{self._loaded.device} has no memory left for this batch: {error}", hint=hint)
+            raise InferenceFailed(
+                f"{self._loaded.device} has no memory left for this batch: {error}", hint=hint
+            ) from error
         if isinstance(error, CudaError):
-            return InferenceFailed(f"{self._loaded.device} failed: {error}")
-        return error
+            raise InferenceFailed(f"{self._loaded.device} failed: {error}") from error
 
     def _device_lost(self) -> Unavailable:
         return Unavailable(f"{self._loaded.device} is lost: {self._lost}", hint="the server has to be restarted")
 
-    def _drain(self) -> CudaError | None:
+    def _drain(self) -> str | None:
         """Waits until nothing is under way; what makes that impossible."""
         self._runner.forget()
-        failures = []
+        failure: str | None = None  # its text: an error would keep all that it was raised through
         for stream in (self._upload, self._compute, self._download):
             try:
                 stream.synchronize()
             except CudaError as error:
-                failures.append(error)
-        if failures:
-            return failures[0]
-        for buffers in self._sets:
-            buffers.busy = False
-        return None
+                failure = failure or str(error)
+        if failure is None:
+            for buffers in self._sets:
+                buffers.busy = False
+        return failure
 
     def close(self) -> None:
         """Waits for what is under way, and frees all. A second call does nothing."""

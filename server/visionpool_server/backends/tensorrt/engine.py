@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from threading import Lock, current_thread
 from typing import Any
@@ -60,6 +60,7 @@ class TensorRtEngine:
         # `gpu` is there, so CUDA has been asked for its devices: without a driver the next line would end the process.
         with self._gpu.current(), errors(api) as found:
             self._runtime = api.trt.Runtime(logger(api))
+            self._runtime.engine_host_code_allowed = settings.version_compatible  # such plans bring code of their own
             unfit = api.unfit(self._runtime, plan)
             engine = None if unfit else self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
@@ -76,16 +77,16 @@ class TensorRtEngine:
 
     def _batching(self) -> Batching:
         loaded = replace(self._there(), graphs=False)
-        with self._gpu.current():
-            stream, runner = self._gpu.stream(), Runner(loaded)
+        with (
+            self._gpu.current(),
+            closing(loaded),
+            closing(self._gpu.stream()) as stream,
+            closing(Runner(loaded)) as runner,
+        ):
             try:
                 return batching(loaded, self._options, runner, stream)
             finally:
-                with suppress(CudaError):
-                    stream.synchronize()
-                runner.close()
-                loaded.close()
-                stream.close()
+                stream.synchronize()
 
     def _there(self) -> Loaded:
         if self._loaded is None or self._closing:
@@ -123,19 +124,18 @@ class TensorRtEngine:
 
     def profile(self, batch: Tensors, seconds: float) -> tuple[Timing, ...]:
         """Runs `batch` again and again for so long, and says what each kind of layer took of the device's time."""
-        loaded, times, runs = replace(self._there(), graphs=False), layers.profiler(self._there().api), 0
-        context = TensorRtContext(loaded, lambda _: None)
-        try:
+        times, runs = layers.profiler(self._there().api), 0
+        with (
+            closing(replace(self._there(), graphs=False)) as loaded,
+            closing(TensorRtContext(loaded, _nobody)) as context,
+        ):
             context.infer(batch)  # the first takes longer
             context.report_to(times)
             until = time.monotonic() + seconds
             while runs == 0 or time.monotonic() < until:
                 context.infer(batch)
                 runs += 1
-        finally:
-            context.close()
-            loaded.close()
-        return layers.timings(times, runs, self.layers(), loaded.device)
+        return layers.timings(times, runs, self.layers(), self._there().device)
 
     @property
     def precision(self) -> str:
@@ -175,6 +175,10 @@ class TensorRtEngine:
             self._runtime = None
         with suppress(CudaError):
             self._gpu.close()
+
+
+def _nobody(context: TensorRtContext) -> None:
+    """Has to know that this context is closed."""
 
 
 def _stream_weights(engine: Any, settings: TensorRtSettings) -> None:

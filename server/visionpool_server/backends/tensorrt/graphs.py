@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from visionpool.errors import InferenceFailed
 
+from visionpool_server.backends.tensorrt.buffers import close_all
 from visionpool_server.backends.tensorrt.loaded import Loaded
 from visionpool_server.backends.tensorrt.ranges import Shapes
 from visionpool_server.backends.tensorrt.runner import Runner
@@ -32,8 +33,7 @@ class _Captured:
     graph: Graph
 
     def close(self) -> None:
-        self.graph.close()
-        self.runner.close()
+        close_all([self.graph, self.runner])
 
 
 class Graphs:
@@ -105,5 +105,5 @@ class Graphs:
 
     def close(self) -> None:
         """Nothing may be under way."""
-        while self._kept:
-            self._kept.popitem()[1].close()
+        close_all(self._kept.values())
+        self._kept.clear()

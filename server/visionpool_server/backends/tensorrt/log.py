@@ -36,9 +36,14 @@ class Errors:
             self.messages.append(message)
 
     @property
+    def reasons(self) -> list[str]:
+        """Each once, in the order in which they were said."""
+        return list(dict.fromkeys(map(in_short, self.messages)))
+
+    @property
     def reason(self) -> str:
         """Of all in one line; a general one where TensorRT has said nothing."""
-        return "; ".join(dict.fromkeys(map(in_short, self.messages)))[:1000] or "TensorRT does not say why"
+        return "; ".join(self.reasons)[:1000] or "TensorRT does not say why"
 
 
 class _Collectors:

@@ -12,6 +12,7 @@ from visionpool_server.backends.tensorrt.plan_header import header_of
 
 REBUILD = "build it anew for this machine, from the ONNX file: visionpool build MODEL.onnx --backend tensorrt -o OUT"
 FASTER = "faster: runtime.precision: f16, or runtime.options.tf32: true, which rounds factors to 10 bits"
+_OF_GPU = ("cudaError", "CUDA_ERROR", "CUDA initialization", "CUDA driver")  # in TensorRT's own words
 
 
 class UnusablePlan(BackendUnavailable):
@@ -75,20 +76,22 @@ def profile_example(shapes: Mapping[str, Sequence[int | None]]) -> str:
     return f"say runtime.profiles: [{{{', '.join(entries)}}}]"
 
 
-def failed_build(api: Api, name: str, reason: str) -> InvalidModel | BackendUnavailable:
-    """What the builder answered None to."""
-    if any(word in reason for word in ("cudaError", "CUDA_ERROR", "CUDA initialization", "CUDA driver")):
+def failed_build(api: Api, name: str, reasons: Sequence[str]) -> InvalidModel | BackendUnavailable:
+    """What the builder answered None to. `reasons`: of its log, of which the last one ended it."""
+    of_gpu = [any(word in reason for word in _OF_GPU) for reason in reasons]
+    if any(of_gpu[-1:]):
         return BackendUnavailable(
-            f"{api.title} cannot use the GPU to build {name}: {reason}",
+            f"{api.title} cannot use the GPU to build {name}: {reasons[-1]}",
             hint="it needs a driver as new as its CUDA: nvidia-smi shows which that is",
         )
+    reason = "; ".join(each for each, gpu in zip(reasons, of_gpu, strict=True) if not gpu) or "it does not say why"
     if "libnvinfer_lean" in reason:
         return BackendUnavailable(
             f"{api.title} cannot build {name} to be version compatible: {reason}",
             hint="leave version_compatible out of runtime.options, or pip install tensorrt_lean",
         )
     return InvalidModel(
-        f"{api.title} cannot build an engine of {name}: {reason}",
+        f"{api.title} cannot build an engine of {name}: {reason[:1000]}",
         hint="check runtime.shapes and runtime.profiles, or say runtime.backend: onnxruntime",
     )
 

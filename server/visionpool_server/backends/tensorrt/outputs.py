@@ -10,13 +10,15 @@ from visionpool_server.backends.tensorrt.buffers import Slot
 
 
 class Allocator(Protocol):
-    """A trt.IOutputAllocator. `shape`: of the last inference, once it was put on its stream. `error`: why it had no memory."""
+    """A trt.IOutputAllocator. `shape`: of the last inference, once it was put on its stream."""
 
     shape: tuple[int, ...] | None
-    error: Exception | None
 
     def expect(self) -> None:
         """Before each inference."""
+
+    def raise_refusal(self) -> None:
+        """Why there was no memory, where there was none."""
 
 
 def allocator(api: Api, slot: Slot) -> Allocator:
@@ -35,7 +37,17 @@ def _class(trt: Any) -> Any:
 
         def expect(self) -> None:
             self.shape: tuple[int, ...] | None = None
-            self.error: Exception | None = None
+            self._error: Exception | None = None
+
+        def raise_refusal(self) -> None:
+            if self._error is not None:
+                raise self._taken() from None
+
+        def _taken(self) -> Exception:
+            """Kept no longer: with its traceback it would keep what it was raised for."""
+            error, self._error = self._error, None
+            assert error is not None
+            return error.with_traceback(None)
 
         def reallocate_output_async(
             self,
@@ -48,7 +60,7 @@ def _class(trt: Any) -> Any:
             try:
                 return self._slot.device(size).address
             except Exception as error:
-                self.error = error
+                self._error = error.with_traceback(None)
                 return 0
 
         def notify_shape(self, tensor_name: str, shape: Any) -> None:  # noqa: ARG002

@@ -65,8 +65,7 @@ class Results:
             runner.enqueue(stream)
         except InferenceFailed:
             for name in filter(self._is_open, self._shapes):
-                if error := self._allocators[name].error:
-                    raise error from None
+                self._allocators[name].raise_refusal()
             raise
         self._shapes = {name: self._final(name) for name in self._shapes}
 

@@ -49,7 +49,7 @@ class Runner:
         with errors(self._loaded.api) as found:
             for name, shape in shapes.items():
                 if not self._context.set_input_shape(name, shape):
-                    raise InvalidRequest(f"input {name!r} of shape {list(shape)} is refused: {found.reason}")
+                    raise InferenceFailed(f"TensorRT refuses input {name!r} of shape {list(shape)}: {found.reason}")
             for name, address in on_host.items():
                 self._bind(name, address)
             self._infer_shapes(found)

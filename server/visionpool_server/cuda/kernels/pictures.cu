@@ -7,16 +7,17 @@
 
 enum Type { UINT8, FLOAT16, FLOAT32 };
 
-struct Picture {  // as `PICTURE` in cuda/pictures.py
-    long long pixels;               // where the first one lies, in bytes behind `staged`
+struct Picture {  // as `PICTURE` in cuda/sources.py
+    long long pixels;               // where row 0 lies or would lie, in bytes behind `staged`
     double step_y, step_x;          // source pixels for each of the resized ones
     int rows, columns, pitch;       // of the source; bytes from row to row
     int resized;                    // 0: as it is
+    int paired;                     // 1: only two rows are there for each one that shows, one after the other
     int top, left, bottom, right;   // what shows of the resized picture, the last two exclusive
     int y, x;                       // its pixel under the first one of the output; may be negative
     unsigned char fill[4];
 };
-static_assert(sizeof(Picture) == 72, "cuda/pictures.py says the same");
+static_assert(sizeof(Picture) == 72, "cuda/sources.py says the same");
 
 struct Taps {  // two neighbours along an axis, and their weights of 11 bits
     int first, second, weight_first, weight_second;
@@ -83,6 +84,10 @@ extern "C" __global__ void prepare_pictures(
     if (shows && picture.resized) {
         down = taps_at(y, picture.step_y, picture.rows);
         across = taps_at(x, picture.step_x, picture.columns);
+        if (picture.paired) {
+            down.first = 2 * (y - picture.top);
+            down.second = down.first + 1;
+        }
     } else if (shows) {
         down.first = y;
         across.first = x;
