@@ -273,6 +273,8 @@ class IExecutionContext:
         self._allocators: dict[str, Any] = {}
         self._outputs: dict[str, tuple[int, ...]] | None = None
         self._memory: Span | None = None
+        self._own = Span(trt.driver.allocate(64), 64)  # that no inference may be using when the context goes
+        _free_with(self, trt.driver, self._own.address)
         if strategy is ExecutionContextAllocationStrategy.STATIC:
             self._memory = Span(trt.driver.allocate(engine.device_memory_size_v2), engine.device_memory_size_v2)
             _free_with(self, trt.driver, self._memory.address)
@@ -358,7 +360,7 @@ class IExecutionContext:
                 stream_handle,
                 lambda: came.update(work()),
                 reads=[*reads, self._engine._weights],
-                writes=[*writes, self._memory],
+                writes=[*writes, self._memory, self._own],
                 name="inference",
             )
             return self._report(stream_handle) and self._give_open(stream_handle, came)

@@ -21,7 +21,7 @@ from visionpool_server.backends import LoadOptions, Tensors
 from visionpool_server.backends.fake import FakeEngine
 from visionpool_server.batching import Job, JobQueue
 from visionpool_server.families import split_by_row
-from visionpool_server.fed_queue import FedQueue
+from visionpool_server.fed_queue import FedQueue, _Watch
 from visionpool_server.feeding import Feeding, Pace, Seat, Share, Team
 from visionpool_server.pool import Group, Pool, PoolOptions
 
@@ -203,9 +203,10 @@ class TestShare:
         feeding = Feeding([1, 1])
         seat = Seat(feeding.teams[0])
         feeding.took(seat, 1, 0.0)
+        feeding.took(seat, 1, 0.0)
         for i in range(1, 20):  # two under way: each takes 10 ms, 20 with the one before
-            feeding.took(seat, 1, 0.01 * i)
             feeding.returned(seat, 1, 0.01 * i)
+            feeding.took(seat, 1, 0.01 * i)
         assert feeding.seconds(feeding.teams[0], 1) == pytest.approx(0.01)
 
 
@@ -282,6 +283,18 @@ def in_thread(work: Callable[[], T]) -> Callable[[], T]:
     return lambda: future.result(BOUND)
 
 
+def asleep(queue: FedQueue, team: int, count: int = 1, watch: _Watch = _Watch.NONE) -> None:
+    """Waits until so many workers of a group do, one of them watching the clock or none."""
+    sleepers = queue._sleepers[queue._feeding.teams[team]]
+    until = time.monotonic() + BOUND
+    while True:
+        with queue._changed:
+            if (sleepers.count, sleepers.watch) == (count, watch):
+                return
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
 class TestQueue:
     """With rates as they are: 5 ms and, so that no slow machine comes near it, 1000 s."""
 
@@ -326,7 +339,9 @@ class TestQueue:
         fast, slow = queue.line(0), queue.line(1)
         assert fast.take(1, 0.0, 1) == []
         waiting = in_thread(lambda: slow.take(1))
+        asleep(queue, 1)
         queue.put(one := job())
+        asleep(queue, 1, watch=_Watch.KEPT)  # it looked, and left the job to the fast one
         fast.leave()
         assert waiting() == [one]
 
@@ -345,6 +360,14 @@ class TestQueue:
         waiting = in_thread(lambda: slow.take(1))
         queue.put_back([one := job()])
         assert waiting() == [one]
+
+    def test_of_several_that_are_put_back_at_once_each_wakes_somebody(self) -> None:
+        queue = self.queue()
+        waiting = [in_thread(partial(queue.line(1).take, 1)) for _ in range(2)]
+        asleep(queue, 1, 2)
+        jobs = [job(), job()]
+        queue.put_back(jobs)
+        assert sorted(id(one) for wait in waiting for one in wait()) == sorted(map(id, jobs))
 
     def test_a_closed_queue_gives_the_rest_to_whoever_is_free(self) -> None:
         queue = self.queue()

@@ -268,7 +268,12 @@ class TestInt8:
     def test_nothing_is_printed_and_no_warning_logged(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
     ) -> None:
-        quantize(tiny_models.yolov5(tmp_path / "a.onnx"), tmp_path / "b.onnx", range(2), lambda s: {"images": photo(64, 64, s)})
+        quantize(
+            tiny_models.yolov5(tmp_path / "a.onnx"),
+            tmp_path / "b.onnx",
+            range(2),
+            lambda s: {"images": photo(64, 64, s)},
+        )
         assert capfd.readouterr() == ("", "")
         assert not caplog.records
 

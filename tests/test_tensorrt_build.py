@@ -270,6 +270,14 @@ def test_an_operator_without_a_layer_is_named(api: Api, tmp_path: Path) -> None:
     assert "runtime.backend: onnxruntime" in str(caught.value.hint)
 
 
+def test_a_name_that_is_no_text_is_refused(api: Api, tmp_path: Path) -> None:
+    """Of a node that TensorRT has no layer for, which it names."""
+    path = tensorrt_models.with_operator(tmp_path / "model.onnx", "Det", name="broken")
+    path.write_bytes(path.read_bytes().replace(b"broken", b"br\xff\xfeen"))
+    with pytest.raises(InvalidModel, match=r"model\.onnx is a damaged ONNX file|has no layer for Det"):
+        plan(api, path)
+
+
 @pytest.mark.parametrize("junk", [b"", b"junk", b"<html>404</html>", bytes(64)])
 def test_junk_is_refused(api: Api, tmp_path: Path, junk: bytes) -> None:
     path = tmp_path / "model.onnx"

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from visionpool.errors import BackendUnavailable, InvalidModel, InvalidRequest
-from visionpool_server.backends import ImageInput, LoadOptions, ShapeRange, Source, get_backend
+from visionpool_server.backends import ImageInput, LoadOptions, ShapeRange, Source, get_backend, onnx_precision
 from visionpool_server.backends.tensorrt import backend as reading
 from visionpool_server.backends.tensorrt import deserialized, devices, loading, messages
 from visionpool_server.backends.tensorrt.api import Api
@@ -94,6 +94,20 @@ def test_an_engine_computes_what_onnx_runtime_does(machine: Machine, weights: Pa
     machine.driver.assert_clean()
 
 
+def test_full_precision_is_told_to_be_slow(machine: Machine, weights: Path, tmp_path: Path) -> None:
+    """And no other is, nor that of a file which says its own."""
+    half = tensorrt_models.scores(tmp_path / "half.onnx")
+    onnx_precision.to_half(weights, half)
+    for path, changes, slow in (
+        *((weights, {}, True), (weights, {"precision": "f32"}, True), (weights, {"options": {"tf32": True}}, False)),
+        *((weights, {"precision": "f16"}, False), (half, {}, False)),
+    ):
+        engine = load(path, replace(cached(tmp_path), **changes))
+        advice = engine.describe().advice
+        assert (advice is not None and "runtime.precision: f16" in advice) == slow
+        engine.close()
+
+
 def test_an_engine_is_built_once(machine: Machine, weights: Path, tmp_path: Path) -> None:
     for _ in range(2):
         load(weights, cached(tmp_path)).close()
@@ -129,6 +143,21 @@ def test_nothing_is_left_of_an_engine_that_cannot_be_made(machine: Machine, weig
 def test_an_engine_that_fails_on_zeros_is_refused(machine: Machine, weights: Path, tmp_path: Path) -> None:
     machine.trt.fail("execute_async_v3")
     with pytest.raises(InvalidModel, match="the engine loads, but fails on zeros: TensorRT failed"):
+        load(weights, cached(tmp_path))
+    machine.driver.assert_clean()
+
+
+def test_a_runtime_that_does_not_start_is_told(
+    machine: Machine, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pybind says that the library gave nothing back."""
+
+    def refuse(log: Any) -> None:
+        log.log(SimpleNamespace(name="ERROR"), "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(machine.trt, "Runtime", refuse)
+    with pytest.raises(BackendUnavailable, match=r"TensorRT 10\.16\.1\.11 does not start: CUDA initialization failure"):
         load(weights, cached(tmp_path))
     machine.driver.assert_clean()
 
@@ -259,6 +288,7 @@ def test_the_library_is_the_one_that_wrote_the_plan(
 @pytest.mark.parametrize(
     ("reason", "complaint"),
     [
+        ("old cuda driver", r"the NVIDIA driver is too old for TensorRT 10\.16\.1\.11: old cuda driver"),
         ("CUDA error: out of memory", "does not fit into the memory of NVIDIA H100"),
         ("Serialization assertion failed", "was built for another GPU than NVIDIA H100 .compute capability 9.0"),
     ],

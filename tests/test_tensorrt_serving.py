@@ -138,7 +138,7 @@ def predicted(url: str, model: str, data: bytes, **options: Any) -> Any:
     answer = httpx.post(
         f"{url}/v1/models/{model}/predict",
         files={"image": ("picture", data)},
-        data={key: str(value) for key, value in options.items()},
+        params=options,
         timeout=PATIENCE,
     )
     assert answer.status_code == 200, answer.text
@@ -177,10 +177,10 @@ def test_a_detectors_boxes_are_those_of_onnxruntime(
     sizes = [(64, 64), (100, 50), (33, 97), (640, 480), (31, 15), (200, 200)] * 4
     with serving(tmp_path) as url, ThreadPoolExecutor(12) as many:
         asked = [picture(*size, seed) for seed, size in enumerate(sizes)]
-        answers = list(many.map(lambda data: predicted(url, "gpu", data, threshold=0.3), asked))
+        answers = list(many.map(lambda data: predicted(url, "gpu", data, score_threshold=0.1), asked))
         found = 0
         for data, answer in zip(asked, answers, strict=True):
-            wanted = predicted(url, "cpu", data, threshold=0.3)
+            wanted = predicted(url, "cpu", data, score_threshold=0.1)
             found += len(wanted[0]["boxes"])
             assert_alike(answer, wanted)
         assert found > len(asked)

@@ -139,6 +139,9 @@ class FedQueue(JobQueue):
                 continue
             if self._share(team):
                 sleepers.woken.notify()
+            elif sleepers.watch is _Watch.NONE:
+                sleepers.watch = _Watch.WANTED
+                sleepers.woken.notify()
 
 
 class _Watch(Enum):

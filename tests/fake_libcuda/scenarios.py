@@ -75,6 +75,9 @@ def device_twice(on: On) -> None:
     assert on.fake.left() == {"context": 1, "stream": 1}
     with other.current():
         stream.synchronize()
+        with refused(ValueError):
+            one.buffer(10)
+    assert on.fake.left() == {"context": 1, "stream": 1}
     other.close()
     again = on.gpu()
     assert again.memory() == (1 << 30, 1 << 30)

@@ -61,7 +61,9 @@ def _affine(node: Node, weights: dict[str, Any]) -> tuple[NDArray[np.float64], N
 
 def _takes_it(node: Node, weights: dict[str, Any], users: dict[str, int]) -> bool:
     return (
-        node.op_type == "Conv" and users.get(node.output[0]) == 1 and all(name in weights for name in node.input[1:] if name)
+        node.op_type == "Conv"
+        and users.get(node.output[0]) == 1
+        and all(name in weights for name in node.input[1:] if name)
     )
 
 

@@ -79,6 +79,16 @@ def read_onnx(path: Path) -> OnnxFile:
         ) from error
 
 
+def node_kinds(path: Path) -> tuple[str, ...]:
+    """The operator type of each node of the outermost graph, in the order of the file. Raises InvalidModel."""
+    try:
+        with _mapped(path) as data:
+            graphs = Message(data, 0, len(data)).messages(_MODEL_GRAPH)
+            return tuple("".join(node.texts(_NODE_KIND)) for graph in graphs for node in graph.messages(_NODE))
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"{path.name} cannot be read: {str(error)[:200]}", hint="export it again") from error
+
+
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap]:
     with path.open("rb") as file:

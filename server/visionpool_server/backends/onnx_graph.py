@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from visionpool.errors import InvalidModel
 
 Node = Any  # onnx.NodeProto
@@ -150,7 +150,7 @@ def subgraphs(node: Node) -> Iterator[Any]:
 
 def captured(node: Node) -> set[str]:
     """The names that a node's subgraphs read, of tensors outside among others."""
-    found = set()
+    found: set[str] = set()
     for graph in subgraphs(node):
         found.update(value.name for value in graph.output)
         for inner in graph.node:
@@ -201,21 +201,6 @@ def prune(model: ModelProto) -> None:
 def opset(model: ModelProto) -> int:
     """The version of ONNX's own operators."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-
-
-def is_quantized(model: ModelProto) -> bool:
-    kinds = {node.op_type for node in model.graph.node}
-    return bool(kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
-
-
-def is_half(model: ModelProto) -> bool:
-    """Whether it has weights in half precision, and none of any size in single."""
-    sizes = {kind: 0 for kind in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)}
-    for tensor in model.graph.initializer:
-        if tensor.data_type in sizes:
-            sizes[tensor.data_type] += prod(tensor.dims)
-    half = sizes[TensorProto.FLOAT16] + sizes[TensorProto.BFLOAT16]
-    return half > sizes[TensorProto.FLOAT]
 
 
 def add_weights(model: ModelProto, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -35,10 +35,10 @@ def loudness_of(
     beside = _beside(model, original, layers)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # Q/DQ nodes stay what they are
-    session = onnxruntime.InferenceSession(
-        beside.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # Q/DQ nodes stay what they are
+    session = onnxruntime.InferenceSession(beside.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [_named(name, what) for name in layers for what in _MEASURES]
     sums: list[NDArray[Any]] = []
     for sample in samples:

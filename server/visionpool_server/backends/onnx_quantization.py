@@ -68,7 +68,7 @@ def quantize(
         layers = [node.name for node in graphs.learned_layers(original) if _by_weights(original, node)]
         if not layers:
             raise InvalidModel("nothing in the model can be quantised: it has no convolution or product with weights")
-        _with_ranges(source, folded, rounded, layers, _Reader(samples, tensors), method)
+        _with_ranges(source, folded, rounded, layers, reader=_Reader(samples, tensors), method=method)
         model = onnx.load(str(rounded))
         _put_back(model, original, set(layers))
         if half:
@@ -158,7 +158,7 @@ class _Reader(Generic[Sample]):
 
 
 def _with_ranges(
-    source: Path, folded: Path, target: Path, layers: Sequence[str], reader: _Reader[Any], method: str
+    source: Path, folded: Path, target: Path, layers: Sequence[str], *, reader: _Reader[Any], method: str
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 

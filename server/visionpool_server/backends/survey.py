@@ -17,6 +17,7 @@ from visionpool_server.backends import LoadOptions, Source, Tensors
 SURVEYS = {
     "openvino": "visionpool_server.backends.openvino.survey:OpenVinoSurvey",
     "onnxruntime": "visionpool_server.backends.onnxruntime.survey:OnnxRuntimeSurvey",
+    "tensorrt": "visionpool_server.backends.tensorrt.survey:TensorRtSurvey",
 }
 Counts = Mapping[str, int]  # operator type -> how many of them
 
@@ -89,6 +90,7 @@ class Timing:
     device: str
     count: float
     ms: float
+    precision: str | None = None  # of what they compute, where the runtime tells: f32, f16, int8 ...
 
 
 class Survey(Protocol):

@@ -119,7 +119,9 @@ def finish(built: Subject, precision: Precision, notify: Notify) -> Sequence[str
     """Builds the engine beside the weights, where that is not done yet; notes on what could not be done here."""
     if not built.runner.stands_in:  # it was built when it was loaded
         return ()
-    where = f"answers were compared on {built.runner.backend}, on the CPU; speed was not measured: no NVIDIA GPU was used"
+    where = (
+        f"answers were compared on {built.runner.backend}, on the CPU; speed was not measured: no NVIDIA GPU was used"
+    )
     try:
         return where, _engine_without_gpu(built.weights, built.asked[0], precision, notify)
     except SetupError as error:

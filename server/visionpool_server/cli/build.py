@@ -64,7 +64,9 @@ def build(
     ] = "int8",
     backend: Annotated[
         Literal["openvino", "tensorrt"],
-        typer.Option(help="openvino: for Intel's devices, and CPUs. tensorrt: for NVIDIA's GPUs, from ONNX; none need be here."),
+        typer.Option(
+            help="openvino: for Intel's devices, and CPUs. tensorrt: for NVIDIA's GPUs, from ONNX; none need be here."
+        ),
     ] = "openvino",
     calibration: Annotated[
         Path | None,

@@ -25,6 +25,8 @@ from visionpool_server.cuda.driver import Grid, Handle, Properties
 from visionpool_server.cuda.errors import CudaError, NoDriver, no_library, not_initialised, refused, too_old
 
 _READ, _WRITE = 0x100, 0x200  # PyBUF_READ, PyBUF_WRITE
+_of_memory = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_memoryview_of = _of_memory(("PyMemoryView_FromMemory", ctypes.pythonapi))
 
 
 @dataclass(slots=True)
@@ -43,9 +45,7 @@ class _Held:
     memory: dict[int, Any] = field(default_factory=dict)
     pinned: dict[int, Any] = field(default_factory=dict)
     modules: dict[int, Any] = field(default_factory=dict)
-    functions: dict[tuple[int, str], Any] = field(
-        default_factory=dict
-    )  # by module and name; each keeps its module alive
+    functions: dict[tuple[int, str], Any] = field(default_factory=dict)  # by module and name; they keep their module
 
 
 class PycudaDriver:
@@ -192,7 +192,7 @@ class PycudaDriver:
 
     def unload_module(self, module: Handle) -> None:
         self._find(self._held.modules, module, "cuModuleUnload")
-        for key in [key for key in self._held.functions if key[0] == module]:
+        for key in [key for key in list(self._held.functions) if key[0] == module]:
             del self._held.functions[key]
         del self._held.modules[module]
 
@@ -287,9 +287,7 @@ def _library() -> ctypes.CDLL:
 
 def _view(address: int, size: int, access: int) -> memoryview:
     """So many bytes of this process, which neither owns them nor keeps them."""
-    view = ctypes.pythonapi.PyMemoryView_FromMemory
-    view.restype, view.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-    return view(address, size, access)  # type: ignore[no-any-return]
+    return _memoryview_of(address, size, access)  # type: ignore[no-any-return]
 
 
 def _number(argument: np.generic) -> np.generic:

@@ -37,12 +37,12 @@ class TensorRtBackend:
         _refuse_what_it_lacks(options)
         settings = read_settings(options.options)
         driver_of(ordinal_of(options.device))  # before TensorRT, which may end the process where there is none
-        plan = path.suffix in SUFFIXES
-        api = find_api(settings.library or (library_of(read_plan(path)) if plan else None))
+        file = read_plan(path) if path.suffix in SUFFIXES else None
+        api = find_api(settings.library or (library_of(file) if file else None))
         load_plugins(api, options.plugins)
         loading = Loading(api, options, settings)
         try:
-            engine = loading.from_plan(path) if plan else loading.from_onnx(path)
+            engine = loading.from_plan(path, file.plan) if file else loading.from_onnx(path)
         except CudaError as error:
             raise _failed(error, options.device) from error
         _run_once(engine, options)

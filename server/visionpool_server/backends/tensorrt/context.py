@@ -170,7 +170,6 @@ class TensorRtContext:
 
     def _drain(self) -> str | None:
         """Waits until nothing is under way; what makes that impossible."""
-        self._runner.forget()
         failure: str | None = None  # its text: an error would keep all that it was raised through
         for stream in (self._upload, self._compute, self._download):
             try:

@@ -14,11 +14,11 @@ from visionpool.errors import InvalidModel, Unavailable
 
 from visionpool_server.backends import ImageInput, LoadOptions, Placement, Tensors
 from visionpool_server.backends.survey import Timing
-from visionpool_server.backends.tensorrt import layers, messages
+from visionpool_server.backends.tensorrt import layers
 from visionpool_server.backends.tensorrt.api import Api
 from visionpool_server.backends.tensorrt.context import TensorRtContext
+from visionpool_server.backends.tensorrt.deserialized import deserialized
 from visionpool_server.backends.tensorrt.loaded import Loaded
-from visionpool_server.backends.tensorrt.log import errors, logger
 from visionpool_server.backends.tensorrt.ranges import ranges_of
 from visionpool_server.backends.tensorrt.rows import Batching, batching
 from visionpool_server.backends.tensorrt.runner import Runner
@@ -37,7 +37,16 @@ class TensorRtEngine:
     Raises UnusablePlan for a plan of another TensorRT or GPU, InvalidModel for one that cannot be served, CudaError.
     """
 
-    def __init__(self, api: Api, plan: bytes, options: LoadOptions, settings: TensorRtSettings, gpu: Gpu) -> None:
+    def __init__(
+        self,
+        api: Api,
+        plan: bytes,
+        options: LoadOptions,
+        settings: TensorRtSettings,
+        gpu: Gpu,
+        *,
+        advice: str | None = None,
+    ) -> None:
         self._gpu = gpu
         self._options = options
         self._lock = Lock()
@@ -54,21 +63,15 @@ class TensorRtEngine:
         self.contexts = options.contexts or _CONTEXTS
         self.on_cpu = False
         self.quick_bytes = 0
-        self._placement = Placement("tensorrt", self._loaded.device, self.precision)
+        self._placement = Placement("tensorrt", self._loaded.device, self.precision, advice=advice)
 
     def _load(self, api: Api, plan: bytes, settings: TensorRtSettings) -> Loaded:
-        # `gpu` is there, so CUDA has been asked for its devices: without a driver the next line would end the process.
-        with self._gpu.current(), errors(api) as found:
-            self._runtime = api.trt.Runtime(logger(api))
-            self._runtime.engine_host_code_allowed = settings.version_compatible  # such plans bring code of their own
-            unfit = api.unfit(self._runtime, plan)
-            engine = None if unfit else self._runtime.deserialize_cuda_engine(plan)
-            if engine is None:
-                place = self._gpu.properties
-                raise messages.unusable(api, plan, place.capability, place.name, unfit or found.reason)
+        with self._gpu.current():
+            self._runtime, engine = deserialized(api, plan, self._gpu, own_code=settings.version_compatible)
             _stream_weights(engine, settings)
             tensors = tensors_of(api, engine)
-        graphs = settings.cuda_graphs and (api.captures_itself or self._gpu.driver.graphs)
+        graphs = settings.cuda_graphs and not settings.streams_weights
+        graphs = graphs and (api.captures_itself or self._gpu.driver.graphs)
         image = self._options.image
         if image and image.name not in {tensor.name for tensor in tensors if tensor.is_input}:
             there = ", ".join(tensor.name for tensor in tensors if tensor.is_input)

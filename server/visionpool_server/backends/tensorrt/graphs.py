@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from visionpool.errors import InferenceFailed
+from visionpool.errors import InferenceFailed, InvalidRequest
 
 from visionpool_server.backends.tensorrt.buffers import close_all
 from visionpool_server.backends.tensorrt.loaded import Loaded
@@ -78,7 +78,7 @@ class Graphs:
             runner.shape(profile, shapes, {}, stream)
             runner.bind(addresses)
             runner.enqueue(stream)
-        except InferenceFailed as error:
+        except (InferenceFailed, InvalidRequest) as error:
             stream.synchronize()  # before the runner goes
             runner.close()
             return self._give_up(error)

@@ -12,9 +12,8 @@ from visionpool_server.backends.tensorrt.api import Api
 from visionpool_server.backends.tensorrt.builder import build_plan
 from visionpool_server.backends.tensorrt.devices import open_gpu, properties_of
 from visionpool_server.backends.tensorrt.engine import TensorRtEngine
-from visionpool_server.backends.tensorrt.messages import UnusablePlan, unsupported_gpu
+from visionpool_server.backends.tensorrt.messages import FASTER, UnusablePlan, unsupported_gpu
 from visionpool_server.backends.tensorrt.plan_cache import PlanCache, cache_folder, plan_name, timings_name
-from visionpool_server.backends.tensorrt.plans import read_plan
 from visionpool_server.backends.tensorrt.profiles import Profile, profiles_of
 from visionpool_server.backends.tensorrt.settings import TensorRtSettings
 from visionpool_server.cuda.driver import Properties
@@ -36,9 +35,8 @@ class Loading:
     def precision(self) -> Precision | None:
         return self.options.precision
 
-    def from_plan(self, path: Path) -> TensorRtEngine:
+    def from_plan(self, path: Path, plan: bytes) -> TensorRtEngine:
         """Raises BackendUnavailable for a plan of another TensorRT or GPU, without an ONNX file of its name beside it."""
-        plan = read_plan(path).plan
         try:
             return self._engine(plan)
         except UnusablePlan as error:
@@ -69,12 +67,12 @@ class Loading:
         )
         if kept := cache.find(name):
             try:
-                return self._engine(kept.plan)
+                return self._engine(kept.plan, self._advice(file))
             except UnusablePlan as error:
                 log.warning("%s is built anew: %s", name, error.message)
         plan = self._built(path, profiles, settings, timings_of(settings, folder, self.api, gpu))
         cache.keep(name, plan, signature_of(file))
-        return self._engine(plan)
+        return self._engine(plan, self._advice(file))
 
     def _for(self, gpu: Properties) -> TensorRtSettings:
         """The settings, with what follows from the GPU. Raises BackendUnavailable for one that the library does not know."""
@@ -104,8 +102,14 @@ class Loading:
         finally:
             gpu.close()
 
-    def _engine(self, plan: bytes) -> TensorRtEngine:
-        return TensorRtEngine(self.api, plan, self.options, self.settings, open_gpu(self.options.device))
+    def _engine(self, plan: bytes, advice: str | None = None) -> TensorRtEngine:
+        gpu = open_gpu(self.options.device)
+        return TensorRtEngine(self.api, plan, self.options, self.settings, gpu, advice=advice)
+
+    def _advice(self, file: OnnxFile) -> str | None:
+        """For what computes in full float32."""
+        full = self.precision in (None, "f32") and not self.settings.tf32
+        return FASTER if full and not file.quantized and "float16" not in file.element_types else None
 
 
 def timings_of(settings: TensorRtSettings, folder: Path | None, api: Api, gpu: Properties) -> Path | None:

@@ -39,6 +39,11 @@ def unusable(api: Api, plan: bytes, capability: Capability, gpu: str, reason: st
     if header.version != api.version[:4] and _is_about_versions(reason):
         return UnusablePlan(f"the engine was built by {header.title}, and this is {api.title}", hint=REBUILD)
     place = f"{gpu} (compute capability {capability[0]}.{capability[1]})"
+    if "driver" in reason.lower():
+        return UnusablePlan(
+            f"the NVIDIA driver is too old for {api.title}: {reason}",
+            hint="update the driver, or install a TensorRT for the CUDA version that nvidia-smi shows",
+        )
     if _is_about_memory(reason):
         return UnusablePlan(
             f"the engine does not fit into the memory of {gpu}: {reason}",

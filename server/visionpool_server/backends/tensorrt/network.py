@@ -55,7 +55,7 @@ def parsed(api: Api, source: Path | bytes, name: str) -> Iterator[Network]:
         try:
             done = parser.parse(source) if isinstance(source, bytes) else parser.parse_from_file(str(source))
             if not done:
-                raise _refusal(api, parser, name, errors)
+                raise _refusal_of(api, parser, name, errors)
             if not network.num_layers or not network.num_outputs:  # junk may well be parsed, to nothing
                 raise InvalidModel(f"{name} is no ONNX file: there is nothing in it", hint="export it again")
             yield whole
@@ -74,6 +74,13 @@ def _builder(api: Api, errors: log.Errors) -> Any:
             f"{api.title} cannot build here: {reason}",
             hint="it needs an NVIDIA GPU and its driver; TensorRT-RTX builds without",
         ) from error
+
+
+def _refusal_of(api: Api, parser: Any, name: str, errors: log.Errors) -> InvalidModel:
+    try:
+        return _refusal(api, parser, name, errors)
+    except UnicodeDecodeError as error:  # of a node's name, which is in what the parser says
+        return InvalidModel(f"{name} is a damaged ONNX file: {error}", hint="export it again")
 
 
 def _refusal(api: Api, parser: Any, name: str, errors: log.Errors) -> InvalidModel:

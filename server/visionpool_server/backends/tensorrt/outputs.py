@@ -63,6 +63,10 @@ def _class(trt: Any) -> Any:
                 self._error = error.with_traceback(None)
                 return 0
 
+        def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
+            """As TensorRT asks where there is no stream to order it by."""
+            return self.reallocate_output_async(tensor_name, memory, size, alignment, 0)
+
         def notify_shape(self, tensor_name: str, shape: Any) -> None:  # noqa: ARG002
             self.shape = tuple(shape)
 

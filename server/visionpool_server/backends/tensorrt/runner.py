@@ -109,11 +109,6 @@ class Runner:
         """`profiler`: a trt.IProfiler, which has to stay; each `enqueue` then waits, and reports its layers' times."""
         self._context.profiler = profiler
 
-    def forget(self) -> None:
-        """After a failure: what it was told may not have arrived."""
-        self.profile = None
-        self._shapes, self._addresses = {}, {}
-
     def close(self) -> None:
         """Nothing may be under way."""
         self._context = None

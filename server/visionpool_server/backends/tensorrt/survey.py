@@ -1,0 +1,121 @@
+"""What TensorRT tells of a model: which of its nodes it has layers for, and by its profiler where the time of a run goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from visionpool.errors import BackendUnavailable, SetupError, VisionpoolError
+
+from visionpool_server.backends import LoadOptions, Source, Tensors
+from visionpool_server.backends.choice import cuda_ordinal
+from visionpool_server.backends.onnx_file import node_kinds
+from visionpool_server.backends.survey import Counts, Support, Timing
+from visionpool_server.backends.tensorrt import log
+from visionpool_server.backends.tensorrt.api import Api, find_api
+from visionpool_server.backends.tensorrt.backend import TensorRtBackend, failed
+from visionpool_server.backends.tensorrt.devices import driver_of, properties_of
+from visionpool_server.backends.tensorrt.engine import TensorRtEngine
+from visionpool_server.backends.tensorrt.messages import unsupported_gpu
+from visionpool_server.backends.tensorrt.network import network_builder
+from visionpool_server.backends.tensorrt.plugins import load_plugins
+from visionpool_server.backends.tensorrt.settings import read_settings
+from visionpool_server.cuda.driver import Properties
+from visionpool_server.cuda.errors import CudaError
+
+_DETAILED = "detailed"  # `profiling_verbosity` of engines that tell what their layers are
+
+
+class TensorRtSurvey:
+    """Nothing is built, and no GPU needed, before `profile`."""
+
+    def __init__(self, source: Source, options: LoadOptions) -> None:
+        self._source = source
+        self._options = options
+
+    def graph(self) -> None:
+        """It shows its own layers only, once they are built."""
+
+    def devices(self) -> tuple[str, ...]:
+        """Those that CUDA's driver sees; none where there is no driver."""
+        try:
+            return tuple(f"cuda:{ordinal}" for ordinal in range(driver_of().device_count()))
+        except (BackendUnavailable, CudaError):
+            return ()
+
+    def support(self, device: str) -> Support:
+        """By what the parser of an ONNX file says: all devices have the same layers. A plan has been through that."""
+        try:
+            place = properties_of(device)
+            api = find_api(read_settings(self._options.options).library)
+            if api.targets() and place.capability not in api.targets():
+                raise unsupported_gpu(api, place.capability, place.name)
+            here, lacking = self._supported(api)
+        except (SetupError, CudaError) as error:
+            return Support(device, available=False, note=getattr(error, "message", str(error)))
+        if not here and not lacking:
+            return Support(device, True, _named(place), note="a plan shows its layers when it is run")
+        return Support(device, True, _named(place), here, lacking)
+
+    def placement(self, device: str) -> Mapping[str, str]:  # noqa: ARG002  a protocol's signature
+        """All of a model runs where it is loaded."""
+        return {}
+
+    def compiled_parts(self, device: str, cpu_operators: tuple[str, ...]) -> None:
+        """It does not cut models."""
+
+    def profile(self, batch: Tensors, seconds: float) -> tuple[Timing, ...]:
+        """Of an engine that is built to tell what its layers are, with the timings kept of the one that serves; of a plan
+        as it is, with names for kinds where it tells no more."""
+        engine = TensorRtBackend().load(self._source, _to_tell(self._options))
+        try:
+            return engine.profile(_filled(batch, engine), seconds)
+        except (CudaError, VisionpoolError) as error:
+            raise failed(error, self._options.device) from error
+        finally:
+            engine.close()
+
+    def _supported(self, api: Api) -> tuple[Counts, Counts]:
+        """How many nodes of which types TensorRT has layers for, and how many of which it lacks; none of a plan."""
+        path = self._source.weights
+        if path is None or path.suffix != ".onnx":
+            return {}, {}
+        load_plugins(api, self._options.plugins)
+        kinds, taken = node_kinds(path), _taken(api, path)
+        if taken is None:
+            return Counter(kinds), {}
+        return Counter(kinds[index] for index in taken), Counter(
+            kind for index, kind in enumerate(kinds) if index not in taken
+        )
+
+
+def _taken(api: Api, path: Path) -> set[int] | None:
+    """The places of the nodes that it has layers for; None: of all."""
+    with log.errors(api) as errors, network_builder(api, errors) as network:
+        parser = api.trt.OnnxParser(network, log.logger(api))
+        if parser.supports_model_v2(path.read_bytes(), str(path)):
+            return None
+        parts = [index for index in range(parser.num_subgraphs) if parser.is_subgraph_supported(index)]
+        return {node for index in parts for node in parser.get_subgraph_nodes(index)}
+
+
+def _to_tell(options: LoadOptions) -> LoadOptions:
+    return replace(options, contexts=1, options={"profiling_verbosity": _DETAILED, **options.options})
+
+
+def _filled(batch: Tensors, engine: TensorRtEngine) -> Tensors:
+    """Repeated to the smallest batch that the engine takes."""
+    rows = engine.batch_sizes[0] if engine.batched and engine.batch_sizes else 1
+    return {name: np.repeat(array, rows, axis=0) if rows > 1 else array for name, array in batch.items()}
+
+
+def _named(place: Properties) -> str:
+    major, minor = place.capability
+    return f"{place.name}, compute capability {major}.{minor}, {place.memory / 2**30:.1f} GiB"
+
+
+def is_of_nvidia(device: str) -> bool:
+    return cuda_ordinal(device) is not None
