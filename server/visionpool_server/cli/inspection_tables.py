@@ -230,16 +230,18 @@ def _run(run: Run) -> RenderableType:
     )
     if not run.timings:
         return lines
-    table = _table("executed as", "on", "count", "ms", "share")
-    for column in table.columns[2:]:
+    typed = any(timing.precision for timing in run.timings)
+    table = _table("executed as", "on", *(["in"] if typed else []), "count", "ms", "share")
+    for column in table.columns[-3:]:
         column.justify = "right"
     for timing in run.timings[:_MOST_TIMINGS]:
         share = timing.ms / run.operators_ms if run.operators_ms else 0.0
-        table.add_row(Text(timing.kind), Text(timing.device), f"{timing.count:g}", f"{timing.ms:.3f}", f"{share:.1%}")
-    rest = run.timings[_MOST_TIMINGS:]
+        where = [Text(timing.device), *([timing.precision or ""] if typed else [])]
+        table.add_row(Text(timing.kind), *where, f"{timing.count:g}", f"{timing.ms:.3f}", f"{share:.1%}")
+    rest, gap = run.timings[_MOST_TIMINGS:], [""] * (3 if typed else 2)
     if rest:
-        table.add_row(f"{len(rest)} more", "", "", f"{sum(timing.ms for timing in rest):.3f}", "")
-    table.add_row(Text("all", style="bold"), "", "", f"{run.operators_ms:.3f}", "")
+        table.add_row(f"{len(rest)} more", *gap, f"{sum(timing.ms for timing in rest):.3f}", "")
+    table.add_row(Text("all", style="bold"), *gap, f"{run.operators_ms:.3f}", "")
     return Group(lines, table)
 
 

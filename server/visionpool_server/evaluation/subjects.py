@@ -78,8 +78,8 @@ def _where(pools: Sequence[Pool]) -> str:
 
 
 def _room(pool: Pool) -> int:
-    """Pictures that its workers have at once, and as many that wait for each."""
-    return sum((group.engine.max_batch_size + 1) * group.count for group in pool.groups)
+    """Pictures that its workers have at once, two batches each on a GPU, and one that waits for each."""
+    return sum((2 * group.engine.max_batch_size + 1) * group.count for group in pool.groups)
 
 
 class ServedSubject:

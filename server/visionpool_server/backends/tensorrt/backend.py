@@ -44,7 +44,7 @@ class TensorRtBackend:
         try:
             engine = loading.from_plan(path, file.plan) if file else loading.from_onnx(path)
         except CudaError as error:
-            raise _failed(error, options.device) from error
+            raise failed(error, options.device) from error
         _run_once(engine, options)
         return engine
 
@@ -101,13 +101,14 @@ def _run_once(engine: TensorRtEngine, options: LoadOptions) -> None:
         if options.image is None and isinstance(error, InvalidRequest):
             return
         engine.close()
-        raise _failed(error, options.device) from error
+        raise failed(error, options.device) from error
     except BaseException:
         engine.close()
         raise
 
 
-def _failed(error: Exception, device: str) -> SetupError:
+def failed(error: Exception, device: str) -> SetupError:
+    """What is to be said of an error while a model is loaded and tried."""
     if isinstance(error, SetupError):
         return error
     if isinstance(error, OutOfMemory):

@@ -64,6 +64,21 @@ def parsed(api: Api, source: Path | bytes, name: str) -> Iterator[Network]:
             whole.close()
 
 
+def taken_nodes(api: Api, path: Path) -> set[int] | None:
+    """The places of those nodes of an ONNX file that TensorRT has layers for; None: all of them. Raises BackendUnavailable."""
+    with log.errors(api) as errors:
+        builder = _builder(api, errors)
+        network = builder.create_network(1 << int(api.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = api.trt.OnnxParser(network, log.logger(api))
+        try:
+            if parser.supports_model_v2(path.read_bytes(), str(path)):
+                return None
+            parts = [index for index in range(parser.num_subgraphs) if parser.is_subgraph_supported(index)]
+            return {node for index in parts for node in parser.get_subgraph_nodes(index)}
+        finally:
+            del parser, network, builder  # in this order
+
+
 def _builder(api: Api, errors: log.Errors) -> Any:
     """Without a GPU, TensorRT's own cannot be made."""
     try:

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-from visionpool.errors import BackendUnavailable, SetupError, VisionpoolError
+from visionpool.errors import BackendUnavailable, InvalidModel, SetupError, VisionpoolError
 
 from visionpool_server.backends import LoadOptions, Source, Tensors
-from visionpool_server.backends.choice import cuda_ordinal
 from visionpool_server.backends.onnx_file import node_kinds
 from visionpool_server.backends.survey import Counts, Support, Timing
-from visionpool_server.backends.tensorrt import log
 from visionpool_server.backends.tensorrt.api import Api, find_api
 from visionpool_server.backends.tensorrt.backend import TensorRtBackend, failed
 from visionpool_server.backends.tensorrt.devices import driver_of, properties_of
 from visionpool_server.backends.tensorrt.engine import TensorRtEngine
 from visionpool_server.backends.tensorrt.messages import unsupported_gpu
-from visionpool_server.backends.tensorrt.network import network_builder
+from visionpool_server.backends.tensorrt.network import taken_nodes
 from visionpool_server.backends.tensorrt.plugins import load_plugins
 from visionpool_server.backends.tensorrt.settings import read_settings
 from visionpool_server.cuda.driver import Properties
@@ -73,8 +70,10 @@ class TensorRtSurvey:
         engine = TensorRtBackend().load(self._source, _to_tell(self._options))
         try:
             return engine.profile(_filled(batch, engine), seconds)
-        except (CudaError, VisionpoolError) as error:
+        except CudaError as error:
             raise failed(error, self._options.device) from error
+        except VisionpoolError as error:
+            raise InvalidModel(f"it is not profiled: {error.message}", hint=error.hint) from error
         finally:
             engine.close()
 
@@ -84,22 +83,12 @@ class TensorRtSurvey:
         if path is None or path.suffix != ".onnx":
             return {}, {}
         load_plugins(api, self._options.plugins)
-        kinds, taken = node_kinds(path), _taken(api, path)
+        kinds, taken = node_kinds(path), taken_nodes(api, path)
         if taken is None:
             return Counter(kinds), {}
         return Counter(kinds[index] for index in taken), Counter(
             kind for index, kind in enumerate(kinds) if index not in taken
         )
-
-
-def _taken(api: Api, path: Path) -> set[int] | None:
-    """The places of the nodes that it has layers for; None: of all."""
-    with log.errors(api) as errors, network_builder(api, errors) as network:
-        parser = api.trt.OnnxParser(network, log.logger(api))
-        if parser.supports_model_v2(path.read_bytes(), str(path)):
-            return None
-        parts = [index for index in range(parser.num_subgraphs) if parser.is_subgraph_supported(index)]
-        return {node for index in parts for node in parser.get_subgraph_nodes(index)}
 
 
 def _to_tell(options: LoadOptions) -> LoadOptions:
@@ -115,7 +104,3 @@ def _filled(batch: Tensors, engine: TensorRtEngine) -> Tensors:
 def _named(place: Properties) -> str:
     major, minor = place.capability
     return f"{place.name}, compute capability {major}.{minor}, {place.memory / 2**30:.1f} GiB"
-
-
-def is_of_nvidia(device: str) -> bool:
-    return cuda_ordinal(device) is not None
