@@ -259,7 +259,11 @@ class EngineInspector:
     def get_engine_information(self, format: LayerInformationFormat) -> str:  # noqa: A002  TensorRT's name
         assert format is LayerInformationFormat.JSON
         detailed = self._engine._said["detailed"]
-        layers = [{"Name": name, "LayerType": kind} if detailed else name for name, kind in self._engine._nodes]
+        given = [{"Name": "t", "Format/Datatype": "Row major linear FP32"}]
+        layers = [
+            {"Name": name, "LayerType": kind, "Outputs": given} if detailed else name
+            for name, kind in self._engine._nodes
+        ]
         return json.dumps({"Layers": layers, "Bindings": list(self._engine._io)})
 
 

@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from visionpool.errors import BackendUnavailable, InvalidModel, Unavailable
 from visionpool_server.backends import Engine, ImageInput, LoadOptions
+from visionpool_server.backends.survey import Timing
+from visionpool_server.backends.tensorrt.api import find_api
+from visionpool_server.backends.tensorrt.buffers import Slot
 from visionpool_server.backends.tensorrt.engine import TensorRtEngine
+from visionpool_server.backends.tensorrt.layers import profiler, timings
+from visionpool_server.backends.tensorrt.outputs import allocator
 from visionpool_server.backends.tensorrt.settings import TensorRtSettings
+from visionpool_server.backends.tensorrt.tensors import Tensor
 from visionpool_server.cuda.errors import CudaError
 from visionpool_server.cuda.gpu import Gpu
 from visionpool_server.cuda.pictures import KERNEL
@@ -282,6 +288,34 @@ class TestEnd:
             thread.join()
             bench.engine.close()
             bench.driver.assert_clean()
+
+
+def test_what_tensorrt_calls_back_is_made_of_its_own_classes() -> None:
+    """By the real bindings, which refuse an instance whose base was not initialised."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    api = find_api("tensorrt_rtx")
+    driver = FakeDriver()
+    gpu = Gpu(driver, 0)
+    with gpu.current():
+        slot = Slot(gpu, Tensor("y", (-1,), np.dtype(np.float32), is_input=False, on_host=False))
+        given: Any = allocator(api, slot)
+        assert isinstance(given, trt.IOutputAllocator)
+        address = given.reallocate_output_async("y", 0, 40, 256, 7)
+        assert driver.room(address) == 40 and given.reallocate_output("y", address, 30, 256) == address
+        given.notify_shape("y", trt.Dims((2, 5)))
+        assert given.shape == (2, 5)
+        driver.fail("allocate")
+        assert given.reallocate_output_async("y", address, 80, 256, 7) == 0
+        with pytest.raises(CudaError):
+            given.raise_refusal()
+        given.raise_refusal()  # once
+    times: Any = profiler(api)
+    assert isinstance(times, trt.IProfiler)
+    for ms in (0.25, 0.5):
+        times.report_layer_time("conv", ms)
+    assert timings(times, 3, (), "cuda:0") == (Timing("conv", "cuda:0", 1, 0.25),)
+    gpu.close()
+    driver.assert_clean()
 
 
 class TestLoading:

@@ -108,19 +108,16 @@ def _dynamic(spec: TensorFacts) -> Text:
 def _devices(devices: Iterable[Support]) -> Table:
     table = _table("device", "", "operators it runs", "and lacks")
     for entry in devices:
-        if entry.note:
-            state = Text(entry.note, style="yellow" if entry.available else "red")
-            table.add_row(Text(entry.device), state, "", "")
-            continue
         lacking = _counts(entry.unsupported)
         total = sum(entry.supported.values()) + sum(entry.unsupported.values())
+        state = Text(entry.note or entry.full_name)
+        if entry.note:
+            state.stylize("yellow" if entry.available else "red")
+        if entry.note and not total:
+            table.add_row(Text(entry.device), state, "", "")
+            continue
         count = f"{sum(entry.supported.values())} of {total}"
-        table.add_row(
-            Text(entry.device),
-            Text(entry.full_name),
-            count,
-            Text(lacking or "none", style="red" if lacking else "green"),
-        )
+        table.add_row(Text(entry.device), state, count, Text(lacking or "none", style="red" if lacking else "green"))
     return table
 
 

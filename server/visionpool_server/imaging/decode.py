@@ -23,13 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 from visionpool.errors import InvalidImage, TooLarge, UnsupportedMedia
 
+from .device_pixels import DecodesJpegs, DevicePixels
 from .flatten import flatten
 from .formats import avif, gif, jpeg, png
 from .formats.header import corrupt
+from .formats.plain_jpeg import plain_end
 from .headers import FORMATS, Data, Header, as_view, read_header, sniff
 from .recipe import Geometry
 
-__all__ = ["FORMATS", "Header", "decode", "read_header", "sniff"]
+__all__ = ["FORMATS", "Header", "decode", "decode_on_gpu", "read_header", "sniff"]
 
 MAX_SIDE = 1 << 20  # OpenCV's CV_IO_MAX_IMAGE_WIDTH and _HEIGHT
 
@@ -89,6 +91,19 @@ def decode_reduced(
     cut = _FIRST_FRAME.get(header.format)
     pixels = _as_shown(_imdecode(cut(view) if cut else view, header, times), header)
     return pixels, _reduced_geometry(height, width, times, header.orientation)
+
+
+def decode_on_gpu(data: Data, decoder: DecodesJpegs, *, max_pixels: int) -> NDArray[np.uint8] | DevicePixels:
+    """As `decode`, but plain upright JPEGs that `decoder` takes lie where it decodes them.
+
+    All checks come first, and what it does not take goes the ordinary way: what is refused is the same.
+    """
+    view = as_view(data)
+    header = read_header(view)
+    _check_size(header, max_pixels)
+    end = plain_end(view) if header.format == jpeg.NAME and header.orientation == 1 else None
+    pixels = decoder.decode(view[:end], header.height, header.width) if end else None
+    return decode(view, max_pixels=max_pixels) if pixels is None else pixels
 
 
 def _reduced_geometry(height: int, width: int, times: int, orientation: int) -> Geometry:

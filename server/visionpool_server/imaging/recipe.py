@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from visionpool.errors import TooLarge
 
+from visionpool_server.imaging.device_pixels import DevicePixels
 from visionpool_server.imaging.geometry import Geometry, Undo
 from visionpool_server.imaging.primitives import (
     MAX_RESIZED_PIXELS,
@@ -336,19 +337,20 @@ class Recipe:
     arithmetic: Arithmetic = Arithmetic()
     unprepared: bool = False
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> tuple[Image, Geometry]:
+    def prepare(self, image: Image | DevicePixels, geometry: Geometry | None = None) -> tuple[Image, Geometry]:
         """The steps, one after the other. The result may be a view, and need not be contiguous.
 
         `geometry`: where the original lies in `image`, if it was decoded smaller. Where the steps are left to a GPU, the result
-        is one object, (), an `Unprepared`, and the geometry the same.
+        is one object, (), an `Unprepared`, and the geometry the same. Raises NotOnGpu for pixels that are on a GPU already and
+        cannot stay there.
         """
         geometry = geometry or Geometry(image.shape[0], image.shape[1])
         if not self.unprepared:
-            return self._stepped(image, geometry)
+            return self._stepped(_in_ram(image), geometry)
         try:
             picture, after = self._stepped(Unprepared.of(image), geometry)
         except NotOnGpu:  # of a picture of a size for which a step does what it does for no usual one
-            pixels, after = self._stepped(image, geometry)
+            pixels, after = self._stepped(_in_ram(image), geometry)
             picture = Unprepared.of(pixels)
         return picture.as_tensor(), after
 
@@ -387,3 +389,9 @@ class Recipe:
             elif not isinstance(step, Gray):
                 size = step.output_size()
         return size
+
+
+def _in_ram(image: Image | DevicePixels) -> Image:
+    if isinstance(image, DevicePixels):
+        raise NotOnGpu("a picture that lies on the GPU is to be prepared by the CPU")
+    return image

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from visionpool.errors import InvalidModel
 
+from visionpool_server.imaging.device_pixels import DevicePixels
+
 Fill = int | tuple[int, int, int]
 
 
@@ -33,7 +35,7 @@ class Unprepared:
     `visible` (top, left, bottom, right; the last two exclusive).
     """
 
-    pixels: NDArray[np.uint8]  # (H, W, 3) RGB
+    pixels: NDArray[np.uint8] | DevicePixels  # (H, W, 3) RGB
     resized: tuple[int, int]  # (height, width)
     visible: tuple[int, int, int, int]
     origin: tuple[int, int]  # negative where the picture begins further down or to the right
@@ -41,7 +43,7 @@ class Unprepared:
     fill: tuple[int, int, int] = (0, 0, 0)
 
     @classmethod
-    def of(cls, pixels: NDArray[np.uint8]) -> Unprepared:
+    def of(cls, pixels: NDArray[np.uint8] | DevicePixels) -> Unprepared:
         """Pixels (H, W, 3) of which nothing is to become yet: the result is they."""
         size = pixels.shape[0], pixels.shape[1]
         return cls(pixels, size, (0, 0, *size), (0, 0), size)
@@ -77,8 +79,10 @@ class Unprepared:
         return replace(self, visible=window, origin=(y, x), size=size)
 
     def on_cpu(self) -> NDArray[np.uint8]:
-        """The pixels (height, width, 3) that it stands for."""
+        """The pixels (height, width, 3) that it stands for. Raises ValueError where they are on a GPU already."""
         pixels = self.pixels
+        if isinstance(pixels, DevicePixels):
+            raise ValueError("the pixels of this picture are on a GPU")
         if self.resized != pixels.shape[:2]:
             pixels = _resized(pixels, self.resized)
         out = np.full(self.shape, self.fill[: self.shape[2]], np.uint8)

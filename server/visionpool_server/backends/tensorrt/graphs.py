@@ -69,7 +69,7 @@ class Graphs:
         self, key: Hashable, profile: int, shapes: Shapes, addresses: Mapping[str, int], stream: Stream
     ) -> bool:
         """Runs once as always, which is this inference, and once more into a graph, which is for the next ones."""
-        self._make_room(stream)
+        self._make_room()
         try:
             runner = Runner(self._loaded, self._memory)
         except InferenceFailed as error:
@@ -92,9 +92,9 @@ class Graphs:
             self._give_up(error)
         return True
 
-    def _make_room(self, stream: Stream) -> None:
+    def _make_room(self) -> None:
+        """What goes was launched many inferences ago, of which two at most are under way."""
         if len(self._kept) >= _KEPT:
-            stream.synchronize()
             self._kept.popitem(last=False)[1].close()
 
     def _give_up(self, error: Exception) -> bool:

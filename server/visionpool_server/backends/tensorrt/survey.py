@@ -44,18 +44,28 @@ class TensorRtSurvey:
             return ()
 
     def support(self, device: str) -> Support:
-        """By what the parser of an ONNX file says: all devices have the same layers. A plan has been through that."""
+        """By what the parser of an ONNX file says: all devices have the same layers, and TensorRT-RTX tells without one. A plan
+        has been through that."""
+        note, full_name = None, ""
+        here: Counts = {}
+        lacking: Counts = {}
         try:
             place = properties_of(device)
-            api = find_api(read_settings(self._options.options).library)
-            if api.targets() and place.capability not in api.targets():
-                raise unsupported_gpu(api, place.capability, place.name)
-            here, lacking = self._supported(api)
+            full_name = _named(place)
         except (SetupError, CudaError) as error:
-            return Support(device, available=False, note=getattr(error, "message", str(error)))
-        if not here and not lacking:
-            return Support(device, True, _named(place), note="a plan shows its layers when it is run")
-        return Support(device, True, _named(place), here, lacking)
+            note = getattr(error, "message", str(error))
+        available = note is None
+        try:
+            api = find_api(read_settings(self._options.options).library)
+            if available and api.targets() and place.capability not in api.targets():
+                raise unsupported_gpu(api, place.capability, place.name)
+            if available or api.builds_without_gpu:
+                here, lacking = self._supported(api)
+        except SetupError as error:
+            note, available = note or error.message, False
+        if available and not here and not lacking:
+            note = "a plan shows its layers when it is run"
+        return Support(device, available, full_name, here, lacking, note)
 
     def placement(self, device: str) -> Mapping[str, str]:  # noqa: ARG002  a protocol's signature
         """All of a model runs where it is loaded."""
