@@ -64,7 +64,7 @@ def listing() -> dict[str, dict[str, list[str]]]:
 def touches(source: str) -> Iterator[Touch]:
     tree = ast.parse(source)
     known = NAMED | dict(_COMMENT.findall(source)) | _assigned(tree)
-    ours = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    ours = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))} | _fields(tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute):
             continue
@@ -77,6 +77,13 @@ def touches(source: str) -> Iterator[Touch]:
             yield Touch(known[name], node.attr, node.lineno)
         elif node.attr not in ours:
             yield Touch("*", node.attr, node.lineno)
+
+
+def _fields(tree: ast.AST) -> set[str]:
+    """What classes here declare to hold."""
+    bodies = [node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    lines = [line for body in bodies for line in body if isinstance(line, ast.AnnAssign)]
+    return {line.target.id for line in lines if isinstance(line.target, ast.Name)}
 
 
 def _is_module(node: ast.expr) -> bool:
