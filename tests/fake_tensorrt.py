@@ -56,8 +56,10 @@ def make_plan(
     detailed: bool = False,
     most: Mapping[str, int] | None = None,
     weights: int = 64,
+    layout: str = "LINEAR",
 ) -> bytes:
-    """`most`: the most bytes of outputs that are `open`; `weights`: how many bytes the engine holds on the device."""
+    """`most`: the most bytes of outputs that are `open`; `weights`: how many bytes the engine holds on the device; `layout`: of
+    all tensors, a member of TensorFormat."""
     said = {
         "profiles": [{name: [list(one) for one in each] for name, each in profile.items()} for profile in profiles],
         "open": list(open),
@@ -65,6 +67,7 @@ def make_plan(
         "detailed": detailed,
         "most": dict(most or {}),
         "weights": weights,
+        "layout": layout,
     }
     return _TAG + json.dumps(said).encode() + b"\n" + model
 
@@ -196,7 +199,7 @@ class ICudaEngine:
         return DataType[_TYPES[self._io[name].type][0]]
 
     def get_tensor_format(self, name: str) -> TensorFormat:
-        return TensorFormat.LINEAR
+        return TensorFormat[self._said["layout"]]
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if name in self._inputs else TensorIOMode.OUTPUT

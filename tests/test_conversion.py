@@ -18,6 +18,7 @@ from visionpool_server.models.conversion import cache, paddle3, readable
 from visionpool_server.models.conversion.parameters import truncated
 from visionpool_server.models.files import find_models
 from visionpool_server.models.loader import Defaults, Model, load_model
+from visionpool_server.user_cache import user_cache
 
 from tests import format_models
 from tests.format_models import BIAS
@@ -183,7 +184,7 @@ def test_it_is_kept_where_the_model_the_flag_or_the_user_says(
     for said in ("relative", ""):
         monkeypatch.setenv("XDG_CACHE_HOME", said)
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        assert cache.user_cache() == tmp_path / "home" / ".cache" / "visionpool"
+        assert user_cache() == tmp_path / "home" / ".cache" / "visionpool"
 
 
 def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +193,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    assert cache.user_cache() is None
+    assert user_cache() is None
 
 
 KEEPS_NOTHING = """

@@ -218,10 +218,16 @@ class TestPictures:
             np.testing.assert_array_equal(outputs["y"], pixels.transpose(0, 3, 1, 2).astype(np.int32) + 1)
             context.close()
 
-    def test_an_input_that_is_not_there_is_said(self) -> None:
+    def test_an_input_that_is_not_there_is_said_and_nothing_left(self) -> None:
         image = ImageInput("pictures", "NCHW", ARITHMETIC, SIZE)
-        with pytest.raises(InvalidModel, match="images, ratio"), engine_of(scaled(), options=options(image=image)):
+        driver = FakeDriver()
+        with (
+            pytest.raises(InvalidModel, match="images, ratio") as kept,
+            engine_of(scaled(), driver=driver, options=options(image=image)),
+        ):
             pass
+        driver.assert_clean()
+        assert kept.tb  # which kept nothing of TensorRT's
 
 
 def check(pending: Any, expected: dict[str, NDArray[Any]]) -> None:
@@ -335,6 +341,13 @@ class TestLoading:
         with pytest.raises(BackendUnavailable, match=r"another GPU than Fake 0 \(compute capability 9.0\)"):
             self.make(sums().plan, driver, trt)
         driver.assert_clean()
+
+    def test_a_layout_that_no_array_has_is_said_and_nothing_left(self) -> None:
+        driver = FakeDriver()
+        with pytest.raises(InvalidModel, match="CHW4") as kept:
+            self.make(make_plan(halves().model, layout="CHW4"), driver, FakeTensorRt(driver))
+        driver.assert_clean()
+        assert kept.tb
 
     @pytest.mark.parametrize("call", ["push", "allocate", "create_stream"])
     def test_a_driver_that_fails_meanwhile_leaves_nothing(self, call: str) -> None:

@@ -5,6 +5,7 @@ A new backend is one file here and one line in BACKENDS. Backends never import e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 from visionpool.errors import BackendUnavailable, InvalidModel
 
 from visionpool_server.imaging.recipe import Arithmetic
+
+os.environ.setdefault(
+    "ORT_DISABLE_TELEMETRY", "1"
+)  # ONNX Runtime writes a device's id under HOME otherwise, when imported
 
 Tensors = Mapping[str, NDArray[Any]]
 Precision = Literal["f32", "bf16", "f16", "int8"]  # int8: of a model that was quantised before

@@ -9,7 +9,8 @@
 What the kernel makes is what `Recipe.prepare` and `Arithmetic.apply` make on the CPU (kernels/pictures.cu says how). One batch
 is under way at a time: `load` overwrites what the stream still reads unless somebody has waited for it.
 
-Memory, here and on the device: a table of PICTURE, one for each picture, and their pixels behind it.
+Memory, here and on the device: a table of PICTURE, one for each picture, and their pixels behind it. Pictures that were decoded
+on the device stay where they are, and are held until the next `load`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from visionpool.errors import InferenceFailed
 
 from visionpool_server.cuda.driver import Grid
 from visionpool_server.cuda.gpu import DeviceBuffer, Gpu, PinnedBuffer, Stream
-from visionpool_server.cuda.sources import PICTURE, Source
+from visionpool_server.cuda.sources import PICTURE, Resident, source_of
 from visionpool_server.imaging.recipe import Arithmetic
 from visionpool_server.imaging.unprepared import NotOnGpu, Unprepared
 
@@ -63,6 +64,7 @@ class PictureBatch:
         self._numbers = *factor, *shift
         self._shape = Shape(0, 0, 0, 0)
         self._size = 0
+        self._resident: list[Resident] = []  # of the batch that is loaded
         self._host: PinnedBuffer | None = None
         self._device: DeviceBuffer | None = None
         self._module = gpu.module(kernel_image())
@@ -74,6 +76,7 @@ class PictureBatch:
         `pictures`: (N, H, W, C) uint8 or float32, prepared, or (N,) objects, each an `Unprepared`; C is 1 or 3.
         Raises InferenceFailed where the pictures are to become of different sizes, OutOfMemory.
         """
+        self._resident = []
         if pictures.dtype == object:
             self._load_unprepared(cast("list[Unprepared]", pictures.tolist()))
         else:
@@ -104,6 +107,7 @@ class PictureBatch:
 
     def close(self) -> None:
         """Frees its memory and the kernel. What it was told has to be done."""
+        self._resident = []
         with ExitStack() as closing:
             closing.callback(self._module.close)
             closing.callback(self._free)
@@ -113,17 +117,18 @@ class PictureBatch:
         if len(sizes) != 1:
             raise InferenceFailed(f"one batch of pictures is to be of several sizes: {sorted(sizes)}")
         shape = Shape(len(pictures), *sizes.pop())
-        sources = {id(picture): Source.of(picture) for picture in pictures}  # one that fills a batch up comes often
+        sources = {id(picture): source_of(picture) for picture in pictures}  # one that fills a batch up comes often
         starts, end = {}, shape.pictures * PICTURE.itemsize
         for key, source in sources.items():
             starts[key] = _aligned(end)
             end = starts[key] + source.size
         self._begin(shape, "uint8", end)
-        host, table = self._buffers()[0].bytes, self._table()
+        self._resident = [source for source in sources.values() if isinstance(source, Resident)]
+        host, table, staged = self._buffers()[0].bytes, self._table(), self._buffers()[1].address
         for key, source in sources.items():
             source.copy(host[starts[key] : starts[key] + source.size])
         for index, picture in enumerate(pictures):
-            table[index] = sources[id(picture)].record(starts[id(picture)])
+            table[index] = sources[id(picture)].record(starts[id(picture)], staged)
 
     def _load_prepared(self, pictures: NDArray[Any]) -> None:
         if pictures.dtype not in (np.uint8, np.float32):

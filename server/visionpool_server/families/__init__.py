@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from visionpool.errors import InferenceFailed, InvalidModel, InvalidOption
 from visionpool.results import Result
 
-from visionpool_server.imaging.recipe import Geometry, Image, Recipe
+from visionpool_server.imaging.recipe import Decoded, Geometry, Recipe
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -125,7 +125,7 @@ class Family(Protocol):
     resizes: bool  # whether its pictures are of a size of its own, whatever the file fixes
     one_at_a_time: bool  # whether the outputs of several pictures could not be told apart
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+    def prepare(self, image: Decoded, geometry: Geometry | None = None) -> Prepared:
         """`geometry`: where the original lies in `image`, if it was decoded smaller."""
 
     def split(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
@@ -149,7 +149,7 @@ class PictureFamily:
     resizes = False
     one_at_a_time = False
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+    def prepare(self, image: Decoded, geometry: Geometry | None = None) -> Prepared:
         prepared, geometry = self.recipe.prepare(image, geometry)
         return Prepared({self.image_input: prepared, **self.beside(geometry)}, geometry)
 

@@ -24,7 +24,7 @@ from visionpool_server.families import PictureFamily, Prepared
 from visionpool_server.families.boxes import Floats
 from visionpool_server.families.scores import finite
 from visionpool_server.imaging.masks import png_of
-from visionpool_server.imaging.recipe import Geometry, Image, Undo
+from visionpool_server.imaging.recipe import Decoded, Geometry, Undo
 from visionpool_server.imaging.unprepared import size_of
 
 _NOTHING = 20.0  # e to the power of minus that adds nothing to a share
@@ -42,7 +42,7 @@ class ClassMap:
 class MapFamily(PictureFamily):
     """A family whose outputs are maps of the picture."""
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+    def prepare(self, image: Decoded, geometry: Geometry | None = None) -> Prepared:
         """The geometry knows how large the prepared picture is: the map of a model may be smaller."""
         prepared, geometry = self.recipe.prepare(image, geometry)
         undo = Undo(size_of(prepared))

@@ -27,7 +27,7 @@ from visionpool.results import Result
 from visionpool_server.families import FamilySpec, Options, Prepared, Tensors, image_input, numbered
 from visionpool_server.families.boxes import CandidateDetector, Candidates, Floats, corners, detection_result
 from visionpool_server.families.scores import Activation, activation_of, as_scores, still_to_do
-from visionpool_server.imaging.recipe import Arithmetic, Geometry, Image, Recipe, Resize
+from visionpool_server.imaging.recipe import Arithmetic, Decoded, Geometry, Recipe, Resize
 from visionpool_server.imaging.unprepared import size_of
 
 _USUAL_SIZE = (640, 640)
@@ -78,7 +78,7 @@ class RtDetr(CandidateDetector):
         extra = 4 if self._layout.kind == "rows" else int(self._exclusive)
         return None if width is None else width - extra
 
-    def prepare(self, image: Image, geometry: Geometry | None = None) -> Prepared:
+    def prepare(self, image: Decoded, geometry: Geometry | None = None) -> Prepared:
         prepared, geometry = self.recipe.prepare(image, geometry)
         tensors: dict[str, NDArray[Any]] = {self.image_input: prepared}
         if self._size_input:  # of the prepared picture: its geometry leads back to the original, whatever the steps are

@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 from visionpool.errors import InvalidImage, TooLarge, UnsupportedMedia
 
-from .device_pixels import DecodesJpegs, DevicePixels
+from .device_pixels import DecodesJpegs
 from .flatten import flatten
 from .formats import avif, gif, jpeg, png
 from .formats.header import corrupt
 from .formats.plain_jpeg import plain_end
 from .headers import FORMATS, Data, Header, as_view, read_header, sniff
-from .recipe import Geometry
+from .recipe import Decoded, Geometry
 
 __all__ = ["FORMATS", "Header", "decode", "decode_on_gpu", "read_header", "sniff"]
 
@@ -93,7 +93,7 @@ def decode_reduced(
     return pixels, _reduced_geometry(height, width, times, header.orientation)
 
 
-def decode_on_gpu(data: Data, decoder: DecodesJpegs, *, max_pixels: int) -> NDArray[np.uint8] | DevicePixels:
+def decode_on_gpu(data: Data, decoder: DecodesJpegs, *, max_pixels: int) -> Decoded:
     """As `decode`, but plain upright JPEGs that `decoder` takes lie where it decodes them.
 
     All checks come first, and what it does not take goes the ordinary way: what is refused is the same.

@@ -48,6 +48,7 @@ __all__ = [
     "Arithmetic",
     "CenterCrop",
     "Channels",
+    "Decoded",
     "Fill",
     "Geometry",
     "Gray",
@@ -78,6 +79,7 @@ __all__ = [
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Channels = Literal["rgb", "bgr"]
+Decoded = Image | DevicePixels  # (H, W, 3) RGB uint8
 Rounding = Literal["nearest", "down"]
 
 _USUAL_SIDES = (32, 100, 224, 225, 480, 640, 1080, 4000)  # of pictures that a GPU has to be able to prepare
@@ -337,7 +339,7 @@ class Recipe:
     arithmetic: Arithmetic = Arithmetic()
     unprepared: bool = False
 
-    def prepare(self, image: Image | DevicePixels, geometry: Geometry | None = None) -> tuple[Image, Geometry]:
+    def prepare(self, image: Decoded, geometry: Geometry | None = None) -> tuple[Image, Geometry]:
         """The steps, one after the other. The result may be a view, and need not be contiguous.
 
         `geometry`: where the original lies in `image`, if it was decoded smaller. Where the steps are left to a GPU, the result
@@ -391,7 +393,7 @@ class Recipe:
         return size
 
 
-def _in_ram(image: Image | DevicePixels) -> Image:
+def _in_ram(image: Decoded) -> Image:
     if isinstance(image, DevicePixels):
         raise NotOnGpu("a picture that lies on the GPU is to be prepared by the CPU")
     return image

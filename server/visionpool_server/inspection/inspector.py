@@ -123,7 +123,9 @@ def _placement(
     if missing:
         note = f"where operators would run is not known: {', '.join(missing)} is not on this machine; inspect it where it is"
         if cuda_ordinal(device) is not None:
-            return Placement(device, None, {}, None, note)  # whatever it lacks, NVIDIA's runtimes split it by themselves
+            return Placement(
+                device, None, {}, None, note
+            )  # whatever it lacks, NVIDIA's runtimes split it by themselves
         if by_value := sorted({operator.kind for operator in graph.operators if operator.by_value}) if graph else []:
             note += f"; the likeliest to have to move is what gives outputs of open size: cpu_operators: [{', '.join(by_value)}]"
         return Placement(device, None, {}, None, note)

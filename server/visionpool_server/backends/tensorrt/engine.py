@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from threading import Lock, current_thread
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,8 @@ class TensorRtEngine:
         try:
             self._loaded = self._load(api, plan, settings)
             self.batched, self.batch_sizes, self.max_batch_size = self._batching()
-        except BaseException:
+        except BaseException as error:
+            self._let_go(error)
             self.close()
             raise
         self.contexts = options.contexts or _CONTEXTS
@@ -77,6 +79,14 @@ class TensorRtEngine:
             there = ", ".join(tensor.name for tensor in tensors if tensor.is_input)
             raise InvalidModel(f"the engine has no input {image.name!r}", hint=f"its inputs are {there}")
         return Loaded(api, engine, self._gpu, tensors, ranges_of(engine, tensors), image, graphs)
+
+    def _let_go(self, error: BaseException) -> None:
+        """Of what the error's traceback keeps: TensorRT's objects must not outlive the device."""
+        chain: BaseException | None = error
+        with suppress(CudaError), self._gpu.current():
+            while chain is not None:
+                clear_frames(chain.__traceback__)
+                chain = chain.__cause__ or chain.__context__
 
     def _batching(self) -> Batching:
         loaded = replace(self._there(), graphs=False)

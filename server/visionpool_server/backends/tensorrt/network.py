@@ -73,8 +73,8 @@ def taken_nodes(api: Api, path: Path) -> set[int] | None:
         try:
             if parser.supports_model_v2(path.read_bytes(), str(path)):
                 return None
-            parts = [index for index in range(parser.num_subgraphs) if parser.is_subgraph_supported(index)]
-            return {node for index in parts for node in parser.get_subgraph_nodes(index)}
+            taken = {node for index in range(parser.num_subgraphs) for node in parser.get_subgraph_nodes(index)}
+            return taken - {parser.get_error(index).node() for index in range(parser.num_errors)}
         finally:
             del parser, network, builder  # in this order
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from visionpool_server.backends.tensorrt.plans import PlanFile, read_plan, write
 from visionpool_server.backends.tensorrt.profiles import Profile
 from visionpool_server.backends.tensorrt.settings import TensorRtSettings
 from visionpool_server.cuda.driver import Properties
+from visionpool_server.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +58,9 @@ class PlanCache:
 
 
 def cache_folder(said: Path | None) -> Path | None:
-    """`said`, or `visionpool/tensorrt` in XDG_CACHE_HOME or ~/.cache; None for a user without a home, as containers have."""
-    if said:
-        return said
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not home.is_absolute():  # the specification has relative ones ignored
-        try:
-            home = Path.home() / ".cache"
-        except RuntimeError:
-            return None
-    return home / "visionpool" / "tensorrt"
+    """`said`, or `tensorrt` in the user's cache; None where there is neither."""
+    users = user_cache()
+    return said or (users / "tensorrt" if users else None)
 
 
 def plan_name(

@@ -42,7 +42,11 @@ class Tensor:
 
 def tensors_of(api: Api, engine: Any) -> tuple[Tensor, ...]:
     """In the order of the plan. Raises InvalidModel for types and memory layouts that no array has."""
-    return tuple(_tensor(api, engine, engine.get_tensor_name(index)) for index in range(engine.num_io_tensors))
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    found = [
+        _tensor(api, engine, name) for name in names
+    ]  # no generator, whose frame would keep the engine if this fails
+    return tuple(found)
 
 
 def _tensor(api: Api, engine: Any, name: str) -> Tensor:

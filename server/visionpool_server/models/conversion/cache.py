@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from visionpool.errors import InvalidModel
+
+from visionpool_server.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +39,6 @@ def converted(name: str, key: str, wanted: Path | None, make: Callable[[Path], N
     if not _intact(folder / entry):
         _fill(folder, entry, make)
     return folder / entry
-
-
-def user_cache() -> Path | None:
-    """`visionpool` in XDG_CACHE_HOME or ~/.cache; None for a user without a home, as containers have."""
-    said = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if said.is_absolute():  # the specification has relative ones ignored
-        return said / "visionpool"
-    try:
-        return Path.home() / ".cache" / "visionpool"
-    except RuntimeError:
-        return None
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,143 @@
+"""JPEGs decoded on the GPU that runs the model: their pixels stay there, and the pictures' kernel reads them (`decode: gpu`).
+
+    stage threads: bytes -> header, checks -> `JpegDecoder.decode` -> DevicePixels -> queue -> worker: kernel -> ...
+
+The library's decoder is one thread's at a time, and likes batches. So whichever thread comes first decodes what is there, those
+that come meanwhile wait, and the next of them takes all that has gathered: as workers do, without a delay to choose.
+
+The decoder's stream is waited for before anybody hears of the pixels: any other stream may read them then. The library frees
+them by the same stream when their owner goes, and so the stream stays until the last has gone, even after `close()`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock, RLock
+
+import numpy as np
+
+from visionpool_server.cuda.driver import open_driver
+from visionpool_server.cuda.gpu import Gpu
+from visionpool_server.cuda.nvimagecodec import Codec, Decoded, Jpeg, NvImageCodec, check_codec, find_library
+from visionpool_server.imaging.device_pixels import DevicePixels
+
+log = logging.getLogger(__name__)
+
+MOST = 16  # pictures of one call
+_SHARE = 8  # of the device's memory, one part in so many may be pictures that wait: engines need the rest
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    jpeg: Jpeg
+    done: bool = False
+    pixels: DevicePixels | None = None
+
+
+class JpegDecoder:
+    """Any thread may call it. `most_bytes`: of pixels on the device, beyond which it takes no further picture.
+
+    It owns `gpu`, and closes it. Raises BackendUnavailable where `codec` decodes nothing.
+    """
+
+    def __init__(self, gpu: Gpu, codec: Codec, most_bytes: int | None = None) -> None:
+        self._gpu = gpu
+        self._codec: Codec | None = codec
+        self._most = gpu.properties.memory // _SHARE if most_bytes is None else most_bytes
+        self._held = 0  # bytes; also of pictures that are being decoded
+        self._waiting: deque[_Asked] = deque()
+        self._turn = Lock()  # whose holder decodes
+        self._lock = RLock()  # an owner may go at any moment, also on a thread that has it
+        self._told = False
+        with gpu.current():
+            self._stream = gpu.stream()
+            check_codec(codec, self._stream.handle, gpu.ordinal)
+            self._stream.synchronize()
+
+    def decode(self, jpeg: memoryview, height: int, width: int) -> DevicePixels | None:
+        """Its pixels, (height, width, 3), which are there; None where it does not decode it, or has no room, or is closed."""
+        size = height * width * 3
+        asked = _Asked(Jpeg(np.frombuffer(jpeg, np.uint8), height, width))
+        with self._lock:
+            if self._codec is None or self._held + size > self._most:
+                return None
+            self._held += size
+            self._waiting.append(asked)
+        with self._turn:
+            while not asked.done:
+                self._decode([self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))])
+        if asked.pixels is None:
+            self._give_back(size)
+        return asked.pixels
+
+    def close(self) -> None:
+        """What is decoded stays until its owners go."""
+        with self._turn, self._lock:
+            self._codec = None
+            unused = not self._held
+        if unused:
+            self._gpu.close()
+
+    def _decode(self, batch: Sequence[_Asked]) -> None:
+        try:
+            with self._gpu.current():
+                for asked, decoded in zip(batch, self._decoded([asked.jpeg for asked in batch]), strict=True):
+                    asked.pixels = self._owned(asked.jpeg, decoded) if decoded else None
+        except Exception:
+            level = logging.DEBUG if self._told else logging.WARNING
+            log.log(level, "nvImageCodec failed on cuda:%d: the CPU decodes", self._gpu.ordinal, exc_info=True)
+            self._told = True
+        finally:
+            for asked in batch:
+                asked.done = True
+
+    def _decoded(self, jpegs: Sequence[Jpeg]) -> list[Decoded | None]:
+        """Waits until they are there."""
+        if self._codec is None:
+            return [None] * len(jpegs)
+        try:
+            return self._codec.decode(jpegs, self._stream.handle)
+        finally:
+            self._stream.synchronize()
+
+    def _owned(self, jpeg: Jpeg, decoded: Decoded) -> DevicePixels:
+        shape = jpeg.height, jpeg.width, 3
+        return DevicePixels(decoded.address, shape, decoded.pitch, _Owner(self, decoded.image, jpeg.height * jpeg.width * 3))
+
+    def _give_back(self, size: int) -> None:
+        with self._lock:
+            self._held -= size
+            last = self._codec is None and not self._held
+        if last:
+            self._gpu.close()
+
+
+class _Owner:
+    """Holds an image, and says when it is gone: not by `weakref.finalize`, which would say so before it is."""
+
+    __slots__ = ("_decoder", "_image", "_size")
+
+    def __init__(self, decoder: JpegDecoder, image: object, size: int) -> None:
+        self._decoder = decoder
+        self._image = image
+        self._size = size
+
+    def __del__(self) -> None:
+        self._image = None
+        self._decoder._give_back(self._size)
+
+
+def open_jpeg_decoder(ordinal: int) -> JpegDecoder:
+    """Raises BackendUnavailable where nvImageCodec or what it needs is not there, NoDriver where the device is not."""
+    library = find_library()
+    gpu = Gpu(open_driver(), ordinal)
+    try:
+        with gpu.current():
+            codec = NvImageCodec(library, ordinal)
+        return JpegDecoder(gpu, codec)
+    except BaseException:
+        gpu.close()
+        raise
