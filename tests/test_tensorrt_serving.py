@@ -24,6 +24,7 @@ import onnxruntime as ort
 import pytest
 import uvicorn
 import yaml
+from visionpool.errors import InvalidModel
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.http import build_http
 from visionpool_server.api.kserve.control import Control
@@ -242,6 +243,15 @@ def infer(url: str, model: str, batch: Mapping[str, Any]) -> dict[str, Any]:
     answer = httpx.post(f"{url}/v2/models/{model}/infer", json=body(batch), timeout=PATIENCE)
     assert answer.status_code == 200, answer.text
     return {out["name"]: np.array(out["data"]).reshape(out["shape"]) for out in answer.json()["outputs"]}
+
+
+def test_a_plan_that_cannot_be_served_leaves_nothing(fakes: Fakes, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "model.plan").write_bytes(make_plan(sums().model, layout="CHW4"))
+    with pytest.raises(InvalidModel, match="CHW4") as kept, serving(tmp_path):
+        pass
+    fakes.driver.assert_clean()
+    assert kept.tb
 
 
 def test_yolov5n_finds_what_it_finds_with_onnxruntime(fakes: Fakes, testdata: Path, tmp_path: Path) -> None:

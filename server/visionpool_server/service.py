@@ -25,9 +25,10 @@ from visionpool.results import Result
 from visionpool_server.batching import DEFAULT_PRIORITY, Job
 from visionpool_server.cpu import cpu_count
 from visionpool_server.families import NO_OPTIONS, Family, Options, Tensors, class_ids
-from visionpool_server.imaging.decode import decode, decode_reduced
+from visionpool_server.imaging.decode import decode, decode_on_gpu, decode_reduced
 from visionpool_server.imaging.draw import draw, encode
-from visionpool_server.imaging.recipe import Geometry, Image
+from visionpool_server.imaging.recipe import Decoded, Geometry, Image
+from visionpool_server.imaging.unprepared import NotOnGpu
 from visionpool_server.models.loader import Model
 from visionpool_server.models.repository import Repository
 from visionpool_server.pool import Pool
@@ -243,14 +244,20 @@ class _Entry:
             raise DeadlineExceeded("the deadline passed before the picture was decoded")
         image, geometry = self._decoded()
         decoded = time.monotonic()
-        prepared = self._family.prepare(image, geometry)
+        try:
+            prepared = self._family.prepare(image, geometry)
+        except NotOnGpu:  # of a picture on the GPU whose size asks for steps that it cannot do
+            prepared = self._family.prepare(*self._decoded(on_gpu=False))
         job.tensors = prepared.tensors
         job.finish = partial(self._finish, geometry=prepared.geometry)
         job.decode_s, job.prepare_s = decoded - started, time.monotonic() - decoded
 
-    def _decoded(self) -> tuple[Image, Geometry]:
+    def _decoded(self, *, on_gpu: bool = True) -> tuple[Decoded, Geometry]:
         if not isinstance(self._picture, bytes):
             return self._picture, Geometry(*self._picture.shape[:2])
+        if on_gpu and self._model.jpegs:
+            pixels = decode_on_gpu(self._picture, self._model.jpegs, max_pixels=self._max_pixels)
+            return pixels, Geometry(*pixels.shape[:2])
         fast = self._model.bundle.decode == "fast"
         reduction = {"reduction": self._family.recipe.reduction} if fast else {}
         return decode_reduced(self._picture, max_pixels=self._max_pixels, **reduction)

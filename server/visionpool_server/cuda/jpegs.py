@@ -21,7 +21,15 @@ import numpy as np
 
 from visionpool_server.cuda.driver import open_driver
 from visionpool_server.cuda.gpu import Gpu
-from visionpool_server.cuda.nvimagecodec import Codec, Decoded, Jpeg, NvImageCodec, check_codec, find_library
+from visionpool_server.cuda.nvimagecodec import (
+    Codec,
+    Decoded,
+    Jpeg,
+    NvImageCodec,
+    decodes_nothing,
+    find_library,
+    ordinary_jpeg,
+)
 from visionpool_server.imaging.device_pixels import DevicePixels
 
 log = logging.getLogger(__name__)
@@ -54,8 +62,7 @@ class JpegDecoder:
         self._told = False
         with gpu.current():
             self._stream = gpu.stream()
-            check_codec(codec, self._stream.handle, gpu.ordinal)
-            self._stream.synchronize()
+            self._check()
 
     def decode(self, jpeg: memoryview, height: int, width: int) -> DevicePixels | None:
         """Its pixels, (height, width, 3), which are there; None where it does not decode it, or has no room, or is closed."""
@@ -76,10 +83,21 @@ class JpegDecoder:
     def close(self) -> None:
         """What is decoded stays until its owners go."""
         with self._turn, self._lock:
-            self._codec = None
+            if self._codec is None:
+                return
+            with self._gpu.current():
+                self._codec = None
             unused = not self._held
         if unused:
             self._gpu.close()
+
+    def _check(self) -> None:
+        try:
+            (decoded,) = self._decoded([ordinary_jpeg()])
+        except Exception as error:
+            raise decodes_nothing(self._gpu.ordinal, error) from error
+        if decoded is None:
+            raise decodes_nothing(self._gpu.ordinal)
 
     def _decode(self, batch: Sequence[_Asked]) -> None:
         try:
@@ -105,7 +123,9 @@ class JpegDecoder:
 
     def _owned(self, jpeg: Jpeg, decoded: Decoded) -> DevicePixels:
         shape = jpeg.height, jpeg.width, 3
-        return DevicePixels(decoded.address, shape, decoded.pitch, _Owner(self, decoded.image, jpeg.height * jpeg.width * 3))
+        return DevicePixels(
+            decoded.address, shape, decoded.pitch, _Owner(self, decoded.image, jpeg.height * jpeg.width * 3)
+        )
 
     def _give_back(self, size: int) -> None:
         with self._lock:

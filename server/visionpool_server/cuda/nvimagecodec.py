@@ -53,7 +53,9 @@ def find_library() -> ModuleType:
     try:
         return import_module(_NAME)
     except ImportError as error:
-        raise BackendUnavailable(f"decode: gpu needs nvImageCodec, and {_NAME} is not there: {error}", hint=_HINT) from error
+        raise BackendUnavailable(
+            f"decode: gpu needs nvImageCodec, and {_NAME} is not there: {error}", hint=_HINT
+        ) from error
 
 
 class NvImageCodec:
@@ -74,7 +76,9 @@ class NvImageCodec:
                 device_id=device, max_num_cpu_threads=_THREADS, backends=backends, options=_OPTIONS
             )
         except RuntimeError as error:
-            raise BackendUnavailable(f"nvImageCodec does not start on {_named(ordinal)}: {error}", hint=_HINT) from error
+            raise BackendUnavailable(
+                f"nvImageCodec does not start on {_named(ordinal)}: {error}", hint=_HINT
+            ) from error
         self._params = library.DecodeParams(apply_exif_orientation=False)  # to sRGB, 8 bits, interleaved
 
     def decode(self, jpegs: Sequence[Jpeg], stream: int) -> list[Decoded | None]:
@@ -92,16 +96,16 @@ class NvImageCodec:
         return None
 
 
-def check_codec(codec: Codec, stream: int, ordinal: int) -> None:
-    """Raises BackendUnavailable where it does not decode an ordinary JPEG: the library starts without nvJPEG, too."""
+def ordinary_jpeg() -> Jpeg:
+    """One that every decoder takes, to see whether there is one: the library starts without nvJPEG, too."""
     _, data = cv2.imencode(".jpg", np.full((64, 64, 3), 127, np.uint8))
-    why: object = "nvJPEG is missing, or does not know this GPU"
-    try:
-        if codec.decode([Jpeg(np.asarray(data, np.uint8).ravel(), 64, 64)], stream)[0] is not None:
-            return
-    except RuntimeError as error:
-        why = error
-    raise BackendUnavailable(f"nvImageCodec decodes no JPEG on {_named(ordinal)}: {why}", hint=_HINT)
+    return Jpeg(np.asarray(data, np.uint8).ravel(), 64, 64)
+
+
+def decodes_nothing(ordinal: int, why: object = None) -> BackendUnavailable:
+    """For a codec that does not decode that one."""
+    why = why or "nvJPEG is missing, or does not know this GPU"
+    return BackendUnavailable(f"nvImageCodec decodes no JPEG on {_named(ordinal)}: {why}", hint=_HINT)
 
 
 def _decoded(image: Any, jpeg: Jpeg) -> Decoded | None:

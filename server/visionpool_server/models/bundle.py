@@ -147,7 +147,8 @@ class Bundle(_Part):
     workers: WorkerGroups | None = None
     batching: Batching = Batching()
     preprocess: tuple[dict[str, Any] | str, ...] | None = None  # a step without arguments is just its name
-    decode: Literal["exact", "fast"] = "exact"  # fast: JPEGs over twice the model's size are decoded smaller
+    # fast: JPEGs over twice the model's size are decoded smaller; gpu: on the one that runs the model
+    decode: Literal["exact", "fast", "gpu"] = "exact"
     postprocess: Postprocess = Postprocess()
     steps: Steps | None = None  # of task: ocr
     aliases: dict[str, str] = {}  # other names for inputs, outputs and `result`, for clients that ask for tensors

@@ -9,6 +9,7 @@ from functools import partial
 from visionpool.errors import InvalidModel, SetupError
 
 from visionpool_server.backends import Backend, Signature, TensorSpec, get_backend
+from visionpool_server.cuda.jpegs import JpegDecoder, open_jpeg_decoder
 from visionpool_server.families import (
     NO_OPTIONS,
     TASKS,
@@ -30,7 +31,7 @@ from visionpool_server.models.groups import Defaults, groups_of
 from visionpool_server.models.labels import resolve_labels
 from visionpool_server.models.lines import for_lines
 from visionpool_server.models.model import Model, TensorSide
-from visionpool_server.models.picture_input import image_input_of, on_gpu
+from visionpool_server.models.picture_input import decoding_on, image_input_of, on_gpu
 from visionpool_server.models.pipeline import is_pipeline, load_pipeline
 from visionpool_server.models.preprocess import recipe_from
 from visionpool_server.models.signature import read_signature
@@ -130,6 +131,8 @@ def _vision_model(
         fixed = bundle.runtime.shapes.get(picture.name, ())
         check_size(family, replace(picture, shape=_shape(picture, fixed)))
     check_aliases(bundle, signature, vision=True)
+    decoding = None if loading.defaults.on_paper else decoding_on(bundle, loading.groups)
+    pool = _picture_pool(loading, family, picture)
     return Model(
         name=loading.name,
         version=files.version,
@@ -140,9 +143,19 @@ def _vision_model(
         signature=signature,
         family=family,
         labels=tuple(family.labels),
-        pool=_picture_pool(loading, family, picture),
+        pool=pool,
         tensors=TensorSide(loading.second_pool),
+        jpegs=None if decoding is None else _jpeg_decoder(decoding, pool),
     )
+
+
+def _jpeg_decoder(ordinal: int, pool: Pool) -> JpegDecoder:
+    """For pictures of `pool`, which is closed where there is none."""
+    try:
+        return open_jpeg_decoder(ordinal)
+    except BaseException:
+        pool.close()
+        raise
 
 
 def _picture_pool(loading: Loading, family: Family, picture: TensorSpec) -> Pool:

@@ -12,6 +12,7 @@ from threading import Lock
 from visionpool.errors import SetupError, Unavailable
 
 from visionpool_server.backends import Signature
+from visionpool_server.cuda.jpegs import JpegDecoder
 from visionpool_server.families import NO_OPTIONS, Family, Options
 from visionpool_server.models.bundle import Bundle
 from visionpool_server.pool import Pool
@@ -90,6 +91,7 @@ class Model:
     advice: str | None = None  # what to write where it is served as plain tensors for want of better knowledge
     pipeline: Pipeline | None = None  # then it has no family of its own
     part_of: str | None = None  # the pipeline that brought it
+    jpegs: JpegDecoder | None = None  # with `decode: gpu`
 
     @property
     def taking_pictures(self) -> Family | Pipeline | None:
@@ -114,6 +116,8 @@ class Model:
         self.pool.close()
         if self.tensors:
             self.tensors.close()
+        if self.jpegs:
+            self.jpegs.close()
         for part in self.parts:
             part.close()
         _trim()

@@ -9,8 +9,10 @@ from typing import Literal
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import ImageInput, TensorSpec
+from visionpool_server.backends.choice import cuda_ordinal
 from visionpool_server.families import Family, picture_shape
 from visionpool_server.imaging.recipe import Arithmetic
+from visionpool_server.models.bundle import Bundle
 from visionpool_server.models.groups import WorkerGroup
 from visionpool_server.models.lines import line_of
 
@@ -45,6 +47,24 @@ def on_gpu(family: Family, image: ImageInput, groups: Sequence[WorkerGroup]) -> 
         )
     family.recipe = family.recipe.on_gpu()
     return replace(image, unprepared=True)
+
+
+def decoding_on(bundle: Bundle, groups: Sequence[WorkerGroup]) -> int | None:
+    """The number of the GPU that decodes pictures, or None. Raises InvalidModel where `decode: gpu` cannot be."""
+    if bundle.decode != "gpu":
+        return None
+    if bundle.runtime.prepare_on != "gpu":
+        raise InvalidModel(
+            "decode: gpu leaves pictures on the GPU, and they are to be resized by the CPU",
+            hint="say runtime.prepare_on: gpu in model.yaml as well, or decode: exact",
+        )
+    devices = sorted({group.device for group in groups})
+    if len(devices) > 1:
+        raise InvalidModel(
+            f"decode: gpu is for workers on one GPU, which has the pictures then, and these are on {', '.join(devices)}",
+            hint="say decode: exact in model.yaml, or serve one model for each GPU",
+        )
+    return cuda_ordinal(devices[0])
 
 
 def _arithmetic_for(spec: TensorSpec, arithmetic: Arithmetic) -> Arithmetic:

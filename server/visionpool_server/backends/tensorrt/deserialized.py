@@ -14,6 +14,7 @@ from visionpool_server.backends.tensorrt.log import Errors, errors, logger
 from visionpool_server.backends.tensorrt.messages import UnusablePlan, unusable
 from visionpool_server.backends.tensorrt.plans import PlanFile, library_of
 from visionpool_server.backends.tensorrt.tensors import Tensor, tensors_of
+from visionpool_server.backends.tensorrt.tracebacks import forget_variables
 from visionpool_server.cuda.gpu import Gpu
 
 
@@ -76,6 +77,9 @@ def _tensors(api: Api, plan: bytes, gpu: Gpu) -> tuple[Tensor, ...]:
         runtime, engine = deserialized(api, plan, gpu)
         try:
             return tensors_of(api, engine)
+        except BaseException as error:
+            forget_variables(error)
+            raise
         finally:
             del engine, runtime  # in this order, and while the device is current
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from threading import Lock, current_thread
-from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from visionpool_server.backends.tensorrt.rows import Batching, batching
 from visionpool_server.backends.tensorrt.runner import Runner
 from visionpool_server.backends.tensorrt.settings import TensorRtSettings
 from visionpool_server.backends.tensorrt.tensors import tensors_of
+from visionpool_server.backends.tensorrt.tracebacks import forget_variables
 from visionpool_server.cuda.errors import CudaError
 from visionpool_server.cuda.gpu import Gpu
 from visionpool_server.imaging.unprepared import Unprepared
@@ -59,7 +59,8 @@ class TensorRtEngine:
             self._loaded = self._load(api, plan, settings)
             self.batched, self.batch_sizes, self.max_batch_size = self._batching()
         except BaseException as error:
-            self._let_go(error)
+            with suppress(CudaError), gpu.current():
+                forget_variables(error)
             self.close()
             raise
         self.contexts = options.contexts or _CONTEXTS
@@ -79,14 +80,6 @@ class TensorRtEngine:
             there = ", ".join(tensor.name for tensor in tensors if tensor.is_input)
             raise InvalidModel(f"the engine has no input {image.name!r}", hint=f"its inputs are {there}")
         return Loaded(api, engine, self._gpu, tensors, ranges_of(engine, tensors), image, graphs)
-
-    def _let_go(self, error: BaseException) -> None:
-        """Of what the error's traceback keeps: TensorRT's objects must not outlive the device."""
-        chain: BaseException | None = error
-        with suppress(CudaError), self._gpu.current():
-            while chain is not None:
-                clear_frames(chain.__traceback__)
-                chain = chain.__cause__ or chain.__context__
 
     def _batching(self) -> Batching:
         loaded = replace(self._there(), graphs=False)

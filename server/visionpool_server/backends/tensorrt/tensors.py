@@ -42,10 +42,9 @@ class Tensor:
 
 def tensors_of(api: Api, engine: Any) -> tuple[Tensor, ...]:
     """In the order of the plan. Raises InvalidModel for types and memory layouts that no array has."""
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    found = [
-        _tensor(api, engine, name) for name in names
-    ]  # no generator, whose frame would keep the engine if this fails
+    found = []
+    for index in range(engine.num_io_tensors):  # no comprehension, which would keep the engine where this fails
+        found.append(_tensor(api, engine, engine.get_tensor_name(index)))
     return tuple(found)
 
 
