@@ -67,7 +67,12 @@ class Image:
         rows = np.full((pixels.shape[0], pitch), 0xEE, np.uint8)
         rows[:, : pixels.shape[1] * 3] = pixels.reshape(pixels.shape[0], -1)
         write = partial(_write, self._address, rows)
-        driver.enqueue(stream, write, writes=[Span(self._address, rows.nbytes)], name="decode")
+        try:
+            driver.enqueue(stream, write, writes=[Span(self._address, rows.nbytes)], name="decode")
+        except BaseException:
+            driver.free(self._address)
+            self._address = 0
+            raise
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -75,11 +80,16 @@ class Image:
 
     def __del__(self) -> None:
         driver = self._driver
+        if not getattr(self, "_address", 0):
+            return
         driver.push(driver._contexts[self._ordinal])
         try:
             if driver._schedule.line(self._stream) is None:
                 driver.mistakes.append("an image was freed after the stream it is freed by")
-            driver.free(self._address)
+            driver.run_pending(self._stream)  # cudaFreeAsync comes after what the stream was told
+            block = driver._blocks.at(self._address)
+            assert block is not None
+            driver._blocks.free(block)
         finally:
             driver.pop()
 
@@ -100,7 +110,9 @@ class FakeNvImageCodec:
         self.calls: list[int] = []
         self.between: Callable[[], None] = lambda: None  # called in the middle of a decoding
 
-    def Decoder(self, *, device_id: int, max_num_cpu_threads: int, backends: Sequence[Backend], options: str) -> Decoder:  # noqa: N802
+    def Decoder(
+        self, *, device_id: int, max_num_cpu_threads: int, backends: Sequence[Backend], options: str
+    ) -> Decoder:
         assert max_num_cpu_threads > 0 and backends and options == ":fancy_upsampling=1"
         return Decoder(self, device_id)
 
@@ -121,9 +133,9 @@ class Decoder:
             library.calls.append(len(sources))
             library.between()
             images = [self._image(source, cuda_stream) for source in sources]
-            error, library.error = library.error, None
-            if error:
-                raise error
+            if library.error:
+                images.clear()
+                raise library.error
             return images
         finally:
             self._busy.release()
@@ -132,7 +144,9 @@ class Decoder:
         if self._library.refuses(source.data.tobytes()):
             return None
         pixels = cv2.imdecode(source.data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        return None if pixels is None else Image(self._library.driver, self._ordinal, np.asarray(pixels, np.uint8), stream)
+        return (
+            None if pixels is None else Image(self._library.driver, self._ordinal, np.asarray(pixels, np.uint8), stream)
+        )
 
 
 def _write(address: int, rows: NDArray[np.uint8]) -> None:

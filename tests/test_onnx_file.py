@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from visionpool.errors import InvalidModel
 from visionpool_server.backends import TensorSpec
-from visionpool_server.backends.onnx_file import OnnxFile, read_onnx
+from visionpool_server.backends.onnx_file import OnnxFile, read_onnx, with_own_names
 
 from tests import tensorrt_models, tiny_models
 
@@ -200,3 +200,21 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) 
     except InvalidModel:
         return
     assert file.outputs
+
+
+def test_open_dimensions_without_a_name_of_their_own_get_one(tmp_path: Path) -> None:
+    def saved(shape: list[int | str], name: str) -> Path:
+        value = onnx.helper.make_tensor_value_info
+        node = onnx.helper.make_node("Relu", ["x"], ["y"])
+        x, y = value("x", onnx.TensorProto.FLOAT, shape), value("y", onnx.TensorProto.FLOAT, shape)
+        path = tmp_path / name
+        onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), path)
+        return path
+
+    assert with_own_names(saved(["N", 3, "S", "S"], "named.onnx")) is None
+    assert with_own_names(saved(["?", 3, 8, 8], "one.onnx")) is None
+    renamed = with_own_names(saved(["?", 3, "?", "side"], "several.onnx"))
+    assert renamed is not None
+    names = [size.dim_param for size in onnx.load_from_string(renamed).graph.input[0].type.tensor_type.shape.dim]
+    assert len(set(names)) == 4
+    assert names[3] == "side"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 from visionpool.errors import BackendUnavailable, InvalidModel
@@ -567,3 +568,35 @@ def test_the_models_of_the_tests_are_built(api: Api, tmp_path: Path) -> None:
     for make in (tiny_models.yolov5, tiny_models.yolov8, tiny_models.picodet):
         path = make(tmp_path / f"{make.__name__}.onnx")
         assert_plan_of(api, plan(api, path))
+
+
+def test_dimensions_of_one_made_up_name_are_not_one_size(api: Api, tmp_path: Path) -> None:
+    """Older exporters of Paddle call each open dimension "?"."""
+    shape: list[int | str] = ["?", 3, "?", "?"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("GlobalAveragePool", ["x"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, ["?", 3, 1, 1])],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    assert [spec.shape for spec in read_onnx(path).inputs] == [(None, 3, None, None)]
+    profile = {"x": ShapeRange((1, 3, 32, 320), (2, 3, 32, 320), (4, 3, 48, 640))}
+    assert_plan_of(api, build_plan(api, path, [profile]))
+
+
+@pytest.mark.parametrize("name", ["ROIAlign_TRT", "MyelinWeightsTransformPlugin"])
+def test_nodes_that_name_a_plugin_of_rtx_are_refused(api: Api, tmp_path: Path, name: str) -> None:
+    """The second one would end the process."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(name, ["x"], ["y"])],
+        "g",
+        [value("x", TensorProto.FLOAT, [1, 3])],
+        [value("y", TensorProto.FLOAT, [1, 3])],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    with pytest.raises(InvalidModel, match=f"has no layer for {name}"):
+        build_plan(api, path)

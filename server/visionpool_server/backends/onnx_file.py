@@ -89,6 +89,32 @@ def node_kinds(path: Path) -> tuple[str, ...]:
         raise InvalidModel(f"{path.name} cannot be read: {str(error)[:200]}", hint="export it again") from error
 
 
+def with_own_names(path: Path) -> bytes | None:
+    """The file where each open dimension of its inputs that older exporters of Paddle call "?" has a name of its own: to
+    TensorRT equal names are equal sizes. None where it has none of these. Raises OSError, ValueError."""
+    with _mapped(path) as data:
+        graphs = list(Message(data, 0, len(data)).messages(_MODEL_GRAPH))
+        places = [
+            name.start for graph in graphs for value in graph.messages(_INPUT) for name in _dimension_names(value)
+        ]
+        unknown = [
+            place for place in places if data[place - 1 : place + 1] == b"\x01?"
+        ]  # its length, and its only letter
+        if not 1 < len(unknown) < ord(" "):
+            return None
+        renamed = bytearray(data)
+    for number, place in enumerate(unknown, start=1):
+        renamed[place] = number  # a control character: no name that anybody gives
+    return bytes(renamed)
+
+
+def _dimension_names(value: Message) -> Iterator[Message]:
+    """TypeProto.tensor_type 1 of type 2, its shape 2, dim 1, dim_param 2."""
+    tensors = (tensor for kind in value.messages(2) for tensor in kind.messages(1))
+    shapes = (shape for tensor in tensors for shape in tensor.messages(2))
+    return (name for shape in shapes for size in shape.messages(1) for name in size.messages(2))
+
+
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap]:
     with path.open("rb") as file:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock, RLock
 
 import numpy as np
 
 from visionpool_server.cuda.driver import open_driver
+from visionpool_server.cuda.errors import CudaError
 from visionpool_server.cuda.gpu import Gpu
 from visionpool_server.cuda.nvimagecodec import (
     Codec,
@@ -104,9 +106,9 @@ class JpegDecoder:
             with self._gpu.current():
                 for asked, decoded in zip(batch, self._decoded([asked.jpeg for asked in batch]), strict=True):
                     asked.pixels = self._owned(asked.jpeg, decoded) if decoded else None
-        except Exception:
+        except Exception as error:
             level = logging.DEBUG if self._told else logging.WARNING
-            log.log(level, "nvImageCodec failed on cuda:%d: the CPU decodes", self._gpu.ordinal, exc_info=True)
+            log.log(level, "nvImageCodec failed on cuda:%d, and the CPU decodes: %s", self._gpu.ordinal, str(error))
             self._told = True
         finally:
             for asked in batch:
@@ -116,10 +118,16 @@ class JpegDecoder:
         """Waits until they are there."""
         if self._codec is None:
             return [None] * len(jpegs)
+        decoded: list[Decoded | None] = []
         try:
-            return self._codec.decode(jpegs, self._stream.handle)
-        finally:
+            decoded += self._codec.decode(jpegs, self._stream.handle)
             self._stream.synchronize()
+        except BaseException:
+            decoded.clear()  # whoever has the error has this frame, and images go before the stream does
+            with suppress(CudaError):
+                self._stream.synchronize()
+            raise
+        return decoded
 
     def _owned(self, jpeg: Jpeg, decoded: Decoded) -> DevicePixels:
         shape = jpeg.height, jpeg.width, 3

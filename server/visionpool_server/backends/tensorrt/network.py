@@ -10,6 +10,7 @@ from typing import Any
 from visionpool.errors import BackendUnavailable, InvalidModel
 
 from visionpool_server.backends import TensorSpec
+from visionpool_server.backends.onnx_file import read_onnx, with_own_names
 from visionpool_server.backends.tensorrt import log
 from visionpool_server.backends.tensorrt.api import Api
 
@@ -47,14 +48,15 @@ class Network:
 @contextmanager
 def parsed(api: Api, source: Path | bytes, name: str) -> Iterator[Network]:
     """An ONNX file, or its bytes where no weights lie beside it. Raises InvalidModel, BackendUnavailable."""
+    if isinstance(source, Path) and not api.plugins:
+        _refuse_plugins(api, source)
     with log.errors(api) as errors:
         builder = _builder(api, errors)
         network = builder.create_network(1 << int(api.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = api.trt.OnnxParser(network, log.logger(api))
         whole = Network(name, builder, network, parser)
         try:
-            done = parser.parse(source) if isinstance(source, bytes) else parser.parse_from_file(str(source))
-            if not done:
+            if not _parse(parser, source):
                 raise _refusal_of(api, parser, name, errors)
             if not network.num_layers or not network.num_outputs:  # junk may well be parsed, to nothing
                 raise InvalidModel(f"{name} is no ONNX file: there is nothing in it", hint="export it again")
@@ -77,6 +79,24 @@ def taken_nodes(api: Api, path: Path) -> set[int] | None:
             return taken - {parser.get_error(index).node() for index in range(parser.num_errors)}
         finally:
             del parser, network, builder  # in this order
+
+
+def _parse(parser: Any, source: Path | bytes) -> bool:
+    """Weights beside the file are found by its path."""
+    if isinstance(source, bytes):
+        return bool(parser.parse(source))
+    renamed = with_own_names(source)
+    return bool(parser.parse(renamed, str(source)) if renamed else parser.parse_from_file(str(source)))
+
+
+def _refuse_plugins(api: Api, path: Path) -> None:
+    """Raises InvalidModel for a node that TensorRT-RTX would take for one of its own plugins: some of these end the process."""
+    registry = api.trt.get_plugin_registry()
+    if found := {creator.name for creator in registry.all_creators} & read_onnx(path).operators:
+        raise InvalidModel(
+            f"{api.title} has no layer for {', '.join(sorted(found))} of {path.name}, and takes no plugins",
+            hint="install TensorRT itself, which takes them, or say runtime.backend: onnxruntime",
+        )
 
 
 def _builder(api: Api, errors: log.Errors) -> Any:
