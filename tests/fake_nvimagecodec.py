@@ -21,7 +21,7 @@ from visionpool_server.imaging.headers import read_header
 
 from tests.fake_cuda import FakeDriver, Span
 
-_PADDING = 64  # rows begin at multiples of it
+_PADDING = 64  # rows begin at multiples of it, and there is some between them
 
 
 class BackendKind(enum.Enum):
@@ -44,7 +44,7 @@ class CodeStream:
     def __init__(self, data: NDArray[np.uint8]) -> None:
         assert data.dtype == np.uint8 and data.ndim == 1
         try:
-            header = read_header(memoryview(data))
+            header = read_header(data.data)
         except RequestError as error:
             raise RuntimeError("Failed to get image info") from error
         self.data, self.height, self.width = data, header.height, header.width
@@ -61,7 +61,7 @@ class Image:
         self.shape: tuple[int, ...] = pixels.shape
         self.dtype = pixels.dtype
         self.buffer_kind = ImageBufferKind.STRIDED_DEVICE
-        pitch = -(-pixels.shape[1] * 3 // _PADDING) * _PADDING
+        pitch = (pixels.shape[1] * 3 // _PADDING + 1) * _PADDING
         self.strides = (pitch, 3, 1)
         self._address = driver.allocate(pitch * pixels.shape[0])
         rows = np.full((pixels.shape[0], pitch), 0xEE, np.uint8)
@@ -110,9 +110,7 @@ class FakeNvImageCodec:
         self.calls: list[int] = []
         self.between: Callable[[], None] = lambda: None  # called in the middle of a decoding
 
-    def Decoder(
-        self, *, device_id: int, max_num_cpu_threads: int, backends: Sequence[Backend], options: str
-    ) -> Decoder:
+    def Decoder(self, *, device_id: int, max_num_cpu_threads: int, backends: Sequence[Any], options: str) -> Decoder:
         assert max_num_cpu_threads > 0 and backends and options == ":fancy_upsampling=1"
         return Decoder(self, device_id)
 

@@ -132,6 +132,9 @@ class FakeTensorRt:
     def api(self) -> Api:
         return Api(self, "tensorrt", VERSION, rtx=False)
 
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
+        return True
+
     def Runtime(self, logger: Any) -> Runtime:
         assert self.driver.calls["device_count"], "without a driver this would end the process"
         return Runtime(self, logger)

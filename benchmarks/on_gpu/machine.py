@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visionpool_server.backends import Precision
-from visionpool_server.backends.onnxruntime.provider import Provider, provider_for
 from visionpool_server.backends.tensorrt.api import Api, find_api
 from visionpool_server.backends.tensorrt.builder import build_plan
 from visionpool_server.backends.tensorrt.messages import unsupported_gpu
@@ -21,14 +21,24 @@ from visionpool_server.cuda.gpu import Gpu
 from benchmarks.on_gpu.models import Models
 from benchmarks.processes import Addresses, visionpool
 
+if TYPE_CHECKING:
+    from visionpool_server.backends.onnxruntime.provider import Provider
+
 DEVICE = "cuda:0"
 Plan = Callable[[Api, Path, Sequence[Profile], Precision | None, Gpu], bytes]
+
+
+def cuda_provider() -> Provider:
+    """ONNX Runtime's. Raises ModuleNotFoundError, BackendUnavailable."""
+    from visionpool_server.backends.onnxruntime.provider import provider_for
+
+    return provider_for(DEVICE)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """`plan`: builds an engine for a GPU; `serve`: a server of a folder of models, ready; `copied`: bytes of a large copy;
-    `picture`: height and width of a photograph."""
+    `picture`: height and width of a photograph; `batch`: the least, the usual and the largest one of engines."""
 
     models: Models
     seconds: float
@@ -37,11 +47,12 @@ class Machine:
     find_api: Callable[[], Api] = find_api
     plan: Plan | None = None
     serve: Callable[[Path], AbstractContextManager[Addresses]] = visionpool
-    provider: Callable[[], Provider] = lambda: provider_for(DEVICE)
+    provider: Callable[[], Provider] = cuda_provider
     copied: int = 64 << 20
     picture: tuple[int, int] = (1080, 810)
     pictures: Sequence[int] = (1, 8, 32)
     batches: Sequence[int] = (1, 2, 4, 8, 16, 32)
+    batch: tuple[int, int, int] = (1, 8, 32)
     concurrency: Sequence[int] = (1, 8, 32)
 
     def gpu(self, driver: Driver | None = None) -> Gpu:

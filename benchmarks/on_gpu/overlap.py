@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from visionpool.errors import BackendUnavailable
 from visionpool_server.backends import DeepContext, Engine, LoadOptions, Source, Tensors
-from visionpool_server.backends.onnxruntime.engine import load_on
 from visionpool_server.backends.tensorrt.engine import TensorRtEngine
 from visionpool_server.backends.tensorrt.settings import TensorRtSettings
-from visionpool_server.cuda.errors import CudaError
 from visionpool_server.cuda.gpu import Gpu
 
+from benchmarks.on_gpu.by_hand import Loop
 from benchmarks.on_gpu.machine import DEVICE, Machine
 from benchmarks.on_gpu.models import INPUT, picture, tensors
 from benchmarks.on_gpu.pictures import RECIPES, left_to_gpu
@@ -36,8 +34,6 @@ def run(machine: Machine, report: Report) -> None:
 
 
 def _by_hand(machine: Machine, report: Report) -> None:
-    from benchmarks.on_gpu.by_hand import Loop
-
     driver = TimedDriver(machine.driver())
     gpu = Gpu(driver.as_driver(), 0)
     try:
@@ -64,17 +60,17 @@ def _by_hand(machine: Machine, report: Report) -> None:
 
 
 def _tensorrt(machine: Machine, report: Report) -> None:
-    api = machine.api()
-    batch = {INPUT: tensors(8)}
+    api, rows = machine.api(), machine.batch[1]
+    batch = {INPUT: tensors(rows)}
     driver = TimedDriver(machine.driver())
     building = machine.gpu()
     try:
         plan = plan_of(machine, api, building)
     finally:
         building.close()
-    report.table("ResNet-50 in float32, batch 8", "one by one, batches /s", "overlapped", "ratio")
+    report.table(f"ResNet-50 in float32, batch {rows}", "one by one, batches /s", "overlapped", "ratio")
     for graphs in (True, False):
-        options = LoadOptions(device=DEVICE, max_batch_size=8)
+        options = LoadOptions(device=DEVICE, max_batch_size=rows)
         settings = TensorRtSettings(cuda_graphs=graphs)
         engine = TensorRtEngine(api, plan, options, settings, Gpu(driver.as_driver(), 0))
         try:
@@ -86,7 +82,9 @@ def _tensorrt(machine: Machine, report: Report) -> None:
 
 
 def _onnxruntime(machine: Machine, report: Report) -> None:
-    provider = machine.provider()
+    from visionpool_server.backends.onnxruntime.engine import load_on
+
+    provider, rows = machine.provider(), machine.batch[1]
     gpu = machine.gpu()
     try:
         engine = load_on(Source(machine.models.resnet), LoadOptions(device=DEVICE), provider, gpu)
@@ -94,8 +92,8 @@ def _onnxruntime(machine: Machine, report: Report) -> None:
         gpu.close()
         raise
     try:
-        report.table("ResNet-50 in float32, batch 8", "one by one, batches /s", "overlapped", "ratio")
-        _ratio(machine, report, "one context", engine, {INPUT: tensors(8)})
+        report.table(f"ResNet-50 in float32, batch {rows}", "one by one, batches /s", "overlapped", "ratio")
+        _ratio(machine, report, "one context", engine, {INPUT: tensors(rows)})
     finally:
         engine.close()
 
@@ -170,6 +168,3 @@ def show(report: Report, spans: list[Span]) -> None:
 def overlaps(kinds: dict[str, list[Span]], index: int) -> bool:
     """Whether the upload of a batch began before the batch ahead of it was computed."""
     return kinds["upload"][index].begin < kinds["compute"][index - 1].end
-
-
-Step = Callable[[], object]

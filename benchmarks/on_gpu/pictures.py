@@ -38,7 +38,9 @@ def run(machine: Machine, report: Report) -> None:
 
 
 def _speed(machine: Machine, gpu: Gpu, report: Report) -> None:
-    report.text(f"\npictures of {machine.picture[1]}x{machine.picture[0]}, one thread for the GPU; CPU: {cpu_count()} cores")
+    report.text(
+        f"\npictures of {machine.picture[1]}x{machine.picture[0]}, one thread for the GPU; CPU: {cpu_count()} cores"
+    )
     report.table(
         "recipe", "batch", "CPU, one thread /s", "CPU, all cores /s", "GPU /s", "GPU to one thread", "GPU to all cores",
         "of it copied to pinned memory µs", "upload and kernel µs",
@@ -80,7 +82,9 @@ def _differences(gpu: Gpu, report: Report) -> None:
         for seed in range(_PICTURES):
             one = [random_picture(seed)]
             got, wanted = staging.run(left_to_gpu(recipe, one)), on_cpu(recipe, one)
-            step = np.float32(recipe.arithmetic.scale) / np.array(recipe.arithmetic.std, np.float32).reshape(1, -1, 1, 1)
+            step = np.float32(recipe.arithmetic.scale) / np.array(recipe.arithmetic.std, np.float32).reshape(
+                1, -1, 1, 1
+            )
             distance = np.abs(got - wanted) / step
             total += wanted.size
             differing += int((distance > 1e-3).sum())

@@ -75,6 +75,8 @@ def failing(section: Callable[[], None], report: Report, missing: Sequence[type[
         section()
     except OutOfTime:
         report.text("\nended here: no time left")
+    except ModuleNotFoundError as error:
+        report.text(f"\nnot run: the Python package {error.name} is not installed")
     except (NotRun, *missing) as error:
         report.text(f"\nnot run: {error}")
     except Exception as error:  # the others are still to be measured

@@ -13,17 +13,15 @@ from benchmarks.on_gpu.machine import Machine
 from benchmarks.on_gpu.models import INPUT, SIZE
 from benchmarks.on_gpu.report import Report
 
-BATCH = (1, 8, 32)
-
 
 def plan_of(
     machine: Machine, api: Api, gpu: Gpu, precision: Precision | None = None, report: Report | None = None
 ) -> bytes:
-    """For batches of 1 to 32, tuned for 8. Kept in the run's folder, for the next section."""
+    """For the machine's batches. Kept in the run's folder, for the next section."""
     kept = machine.models.folder / f"resnet50-{api.name}-{precision or 'f32'}.plan"
     if not kept.is_file():
         started = time.perf_counter()
-        plan = machine.built(api, machine.models.resnet, [profile()], precision, gpu)
+        plan = machine.built(api, machine.models.resnet, [_profile(machine)], precision, gpu)
         kept.write_bytes(plan)
         if report:
             report.text(
@@ -32,6 +30,6 @@ def plan_of(
     return kept.read_bytes()
 
 
-def profile() -> Profile:
-    low, usual, high = ((rows, 3, SIZE, SIZE) for rows in BATCH)
+def _profile(machine: Machine) -> Profile:
+    low, usual, high = ((rows, 3, SIZE, SIZE) for rows in machine.batch)
     return {INPUT: ShapeRange(low, usual, high)}

@@ -43,6 +43,8 @@ def described(subject: Subject, weights: str, *, backend: str, precision: Precis
     left_out = _left_out(model.bundle.runtime.backend, backend)
     runtime = {key: value for key, value in said.pop("runtime", {}).items() if key not in left_out}
     content["runtime"] = {"backend": backend, **runtime, "precision": precision}
+    if said.get("decode") == "gpu" and "prepare_on" in left_out:
+        del said["decode"]  # the one goes with the other
     if isinstance(model.bundle.workers, tuple) and not _same(model.bundle.runtime.backend, backend):
         del said["workers"]
     return content | {key: value for key, value in said.items() if key not in content}

@@ -37,6 +37,7 @@ from visionpool_server.imaging.device_pixels import DevicePixels
 log = logging.getLogger(__name__)
 
 MOST = 16  # pictures of one call
+PATIENCE_S = 5.0  # for a turn; who has waited longer leaves a GPU that hangs alone, and so do all until it is back
 _SHARE = 8  # of the device's memory, one part in so many may be pictures that wait: engines need the rest
 
 
@@ -61,6 +62,7 @@ class JpegDecoder:
         self._waiting: deque[_Asked] = deque()
         self._turn = Lock()  # whose holder decodes
         self._lock = RLock()  # an owner may go at any moment, also on a thread that has it
+        self._hangs = False
         self._told = False
         with gpu.current():
             self._stream = gpu.stream()
@@ -71,25 +73,35 @@ class JpegDecoder:
         size = height * width * 3
         asked = _Asked(Jpeg(np.frombuffer(jpeg, np.uint8), height, width))
         with self._lock:
-            if self._codec is None or self._held + size > self._most:
+            if self._codec is None or self._hangs or self._held + size > self._most:
                 return None
             self._held += size
             self._waiting.append(asked)
-        with self._turn:
+        if not self._turn.acquire(timeout=PATIENCE_S):
+            self._give_up(asked)
+            return None
+        try:
             while not asked.done:
-                self._decode([self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))])
+                self._decode(self._next())
+        finally:
+            self._turn.release()
         if asked.pixels is None:
             self._give_back(size)
         return asked.pixels
 
     def close(self) -> None:
-        """What is decoded stays until its owners go."""
-        with self._turn, self._lock:
-            if self._codec is None:
-                return
-            with self._gpu.current():
-                self._codec = None
-            unused = not self._held
+        """What is decoded stays until its owners go; and all of it, where the GPU hangs."""
+        if not self._turn.acquire(timeout=PATIENCE_S):
+            return
+        try:
+            with self._lock:
+                if self._codec is None:
+                    return
+                with self._gpu.current():
+                    self._codec = None
+                unused = not self._held
+        finally:
+            self._turn.release()
         if unused:
             self._gpu.close()
 
@@ -101,6 +113,21 @@ class JpegDecoder:
         if decoded is None:
             raise decodes_nothing(self._gpu.ordinal)
 
+    def _next(self) -> list[_Asked]:
+        with self._lock:
+            return [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
+
+    def _give_up(self, asked: _Asked) -> None:
+        """One that a call has taken is its own until that ends."""
+        with self._lock:
+            log.error("cuda:%d has not decoded a JPEG for %g s: the CPU decodes", self._gpu.ordinal, PATIENCE_S)
+            self._hangs = True
+            waited = asked in self._waiting
+            if waited:
+                self._waiting.remove(asked)
+        if waited:
+            self._give_back(asked.jpeg.height * asked.jpeg.width * 3)
+
     def _decode(self, batch: Sequence[_Asked]) -> None:
         try:
             with self._gpu.current():
@@ -111,6 +138,7 @@ class JpegDecoder:
             log.log(level, "nvImageCodec failed on cuda:%d, and the CPU decodes: %s", self._gpu.ordinal, str(error))
             self._told = True
         finally:
+            self._hangs = False
             for asked in batch:
                 asked.done = True
 

@@ -13,6 +13,7 @@ from visionpool_server.backends.tensorrt.devices import driver_of
 from visionpool_server.backends.tensorrt.log import Errors, errors, logger
 from visionpool_server.backends.tensorrt.messages import UnusablePlan, unusable
 from visionpool_server.backends.tensorrt.plans import PlanFile, library_of
+from visionpool_server.backends.tensorrt.plugins import register_standard_plugins
 from visionpool_server.backends.tensorrt.tensors import Tensor, tensors_of
 from visionpool_server.backends.tensorrt.tracebacks import forget_variables
 from visionpool_server.cuda.gpu import Gpu
@@ -24,6 +25,7 @@ def deserialized(api: Api, plan: bytes, gpu: Gpu, *, own_code: bool = False) -> 
     `gpu` is there, so CUDA has been asked for its devices: without a driver, TensorRT would end the process here. Raises
     UnusablePlan, BackendUnavailable.
     """
+    register_standard_plugins(api)
     with errors(api) as found:
         runtime: Any = _runtime(api, found)  # trt.Runtime
         runtime.engine_host_code_allowed = own_code

@@ -13,6 +13,7 @@ from visionpool_server.backends import TensorSpec
 from visionpool_server.backends.onnx_file import read_onnx, with_own_names
 from visionpool_server.backends.tensorrt import log
 from visionpool_server.backends.tensorrt.api import Api
+from visionpool_server.backends.tensorrt.plugins import register_standard_plugins
 
 _TYPES = ("float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64", "bool")
 _NO_LAYER = ("UNSUPPORTED_NODE", "INVALID_NODE", "UNSUPPORTED_NODE_ATTR", "UNSUPPORTED_NODE_DATATYPE")
@@ -101,6 +102,7 @@ def _refuse_plugins(api: Api, path: Path) -> None:
 
 def _builder(api: Api, errors: log.Errors) -> Any:
     """Without a GPU, TensorRT's own cannot be made."""
+    register_standard_plugins(api)
     try:
         return api.trt.Builder(log.logger(api))
     except (TypeError, RuntimeError) as error:  # of pybind11, where the library gives nothing back

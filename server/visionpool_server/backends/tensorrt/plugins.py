@@ -15,9 +15,16 @@ from typing import Any
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends.tensorrt.api import Api
+from visionpool_server.backends.tensorrt.log import logger
 
 _lock = Lock()
 _loaded: dict[Path, Any] = {}  # for ever, as in TensorRT's registry, which does not keep Python's objects alive
+
+
+def register_standard_plugins(api: Api) -> None:
+    """Those that come with TensorRT, such as EfficientNMS_TRT. To be called before a model is parsed or a plan read."""
+    if api.plugins:
+        api.trt.init_libnvinfer_plugins(logger(api), "")
 
 
 def load_plugins(api: Api, paths: Sequence[Path]) -> None:
