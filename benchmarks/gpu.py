@@ -69,7 +69,7 @@ def run_section(name: str, machine: Machine, report: Report) -> None:
     def section() -> None:
         import_module(f"benchmarks.on_gpu.{SECTIONS[name]}").run(machine, report)
 
-    failing(section, report, (BackendUnavailable,))
+    failing(section, report, BackendUnavailable)
 
 
 def head(report: Report, machine: Machine, command: Sequence[str]) -> None:

@@ -31,6 +31,9 @@ def process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         started.terminate()
         started.wait(STOP_SECONDS)
+        for pipe in (started.stdin, started.stdout):
+            if pipe:
+                pipe.close()
 
 
 def said(started: subprocess.Popen[str], pattern: str) -> str:

@@ -204,10 +204,40 @@ class TestRefusals:
             build(Wish(int8.out, tmp_path / "out", "int8", scenes, backend="tensorrt"))
         assert not (tmp_path / "out").exists()
 
-    def test_a_file_that_is_no_onnx(self, tmp_path: Path) -> None:
-        build(Wish(Path("digits"), tmp_path / "ir", "f32"))
-        with pytest.raises((InvalidModel, InvalidSetting), match=r"ONNX|onnx"):
-            build(Wish(tmp_path / "ir", tmp_path / "out", "f16", backend="tensorrt"))
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("model.xml", r"TensorRT is built from ONNX files, and this is model\.xml"),
+            ("model.pdmodel", r"TensorRT is built from ONNX files, and this is model\.pdmodel"),
+            ("model.plan", r"model\.plan is a TensorRT engine already"),
+        ],
+    )
+    def test_a_file_that_is_no_onnx_is_not_even_loaded(self, name: str, says: str, tmp_path: Path) -> None:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / name).write_bytes(b"anything")
+        for other in ("model.bin", "model.pdiparams"):
+            (tmp_path / "model" / other).write_bytes(b"")
+        with pytest.raises(InvalidModel, match=says) as caught:
+            build(Wish(tmp_path / "model", tmp_path / "out", "f16", backend="tensorrt"))
+        assert "ONNX" in (caught.value.hint or "") or ".onnx" in (caught.value.hint or "")
+
+    @pytest.mark.parametrize("device", ["cuda", "CUDA:0", "cuda:0"])
+    def test_however_a_gpu_is_written_none_stands_in_for_it(self, device: str, tmp_path: Path) -> None:
+        with pytest.raises(BackendUnavailable, match="driver"):
+            build(Wish(Path("digits"), tmp_path / "out", "f16", backend="tensorrt", device=device))
+
+    @pytest.mark.parametrize("error", [InvalidModel("TensorRT does not take it"), KeyboardInterrupt()])
+    def test_what_was_built_and_cannot_be_loaded_leaves_nothing(
+        self, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(*_: object) -> None:
+            assert (tmp_path / "out" / "model.onnx").exists()
+            raise error
+
+        monkeypatch.setattr(builder, "finish", failing)
+        with pytest.raises(type(error)):
+            build(Wish(Path("digits"), tmp_path / "out", "f32", backend="tensorrt"))
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize(("precision", "missing"), [("f16", "onnx"), ("int8", "onnxruntime.quantization")])
     def test_a_package_that_is_missing(

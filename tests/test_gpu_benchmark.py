@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -115,16 +116,17 @@ def test_both_packages_for_the_driver_are_measured(machine: Machine) -> None:
     assert {"cuda-bindings", "pycuda"} <= found.keys()
     for name in machine.drivers:
         assert all(float(cell.replace(",", "")) > 0 for cell in found[name][1:9]), found[name]
-        assert found[name][9].endswith(" MB")
+        assert found[name][9] == "0.0 MB"
 
 
-def test_pictures_are_compared_number_by_number(machine: Machine) -> None:
+def test_pictures_are_compared_number_by_number(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.on_gpu.pictures._PICTURES", 6)
     text = told("pictures", machine)
     speeds = [row for row in rows(text) if len(row) == 9 and row[1] in ("1", "2")]
     assert len(speeds) == 4
     for row in rows(text)[-3:]:
         if row[1].isdecimal():  # the kernel's own source on the CPU: bilinear as OpenCV does it, to one step
-            assert int(row[1]) > 1_000_000 and float(row[3]) <= 1.001
+            assert int(row[1]) > 900_000 and float(row[3]) <= 1.001
 
 
 def test_overlap_is_shown_by_a_timeline(machine: Machine) -> None:
@@ -177,7 +179,7 @@ def test_what_is_missing_ends_a_part_and_no_other() -> None:
         raise NotRun("no weights")
 
     def package() -> None:
-        import no_such_package  # noqa: F401
+        import_module("no_such_package")
 
     def late() -> None:
         Report(said.append, until=0.0).check_time()
@@ -186,7 +188,7 @@ def test_what_is_missing_ends_a_part_and_no_other() -> None:
         raise CudaError("cuInit", "CUDA_ERROR_UNKNOWN")
 
     for part in (missing, package, late, broken):
-        failing(part, report, (NoDriver,))
+        failing(part, report, NoDriver)
     text = "".join(said)
     assert "not run: no weights" in text
     assert "not run: the Python package no_such_package is not installed" in text

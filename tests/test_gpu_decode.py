@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from visionpool.errors import BackendUnavailable, InvalidImage, InvalidModel, RequestError
 from visionpool_server.backends.tensorrt import backend as backend_module
 from visionpool_server.backends.tensorrt import deserialized, devices
+from visionpool_server.building.bundle import described
 from visionpool_server.cuda import jpegs as jpegs_module
 from visionpool_server.cuda.gpu import Gpu
 from visionpool_server.cuda.jpegs import MOST, JpegDecoder, open_jpeg_decoder
@@ -273,6 +275,20 @@ def test_a_gpu_that_hangs_is_left_alone_until_it_is_back(
     assert np.array_equal(seen(on_gpu(decoder, data)), decode(data))
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_room_of_a_picture_nobody_waits_for_is_given_back(
+    decoder: JpegDecoder, library: FakeNvImageCodec, refused: bool
+) -> None:
+    asked = jpegs_module._Asked(ordinary_jpeg())
+    decoder._held += asked.jpeg.size
+    decoder._give_up(asked)  # while a call has it
+    library.refuses = lambda _: refused
+    decoder._decode([asked])
+    assert decoder._held == (0 if refused else asked.jpeg.size)
+    del asked
+    assert decoder._held == 0
+
+
 # What is missing
 
 
@@ -330,6 +346,16 @@ def test_it_goes_with_one_gpu_that_prepares() -> None:
     with pytest.raises(InvalidModel, match="resized by the CPU") as caught:
         decoding_on(Bundle.model_validate({"decode": "gpu"}), [group("cuda:0")])
     assert "runtime.prepare_on: gpu" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("backend", "decodes"), [("tensorrt", "gpu"), ("openvino", None)])
+def test_what_is_built_for_another_runtime_does_without(backend: str, decodes: str | None) -> None:
+    said = {"decode": "gpu", "runtime": {"prepare_on": "gpu", "backend": "tensorrt"}}
+    model = SimpleNamespace(task="detection", family=None, bundle=Bundle.model_validate(said))
+    subject: Any = SimpleNamespace(model=model, files=SimpleNamespace(folder=Path()))
+    content = described(subject, "model.bin", backend=backend, precision="f32")
+    assert content.get("decode") == decodes
+    assert content["runtime"].get("prepare_on") == decodes
 
 
 # Batches
@@ -440,6 +466,20 @@ def test_a_server_answers_as_with_the_cpu(fakes: FakeNvImageCodec, models: Path)
         fakes.error = RuntimeError("the GPU has no memory left")
         data = jpeg(77, 55)
         assert_alike(predicted(url, "gpu", data), predicted(url, "cpu", data))
+    fakes.driver.assert_no_mistakes()
+
+
+def test_a_picture_that_only_the_cpu_can_prepare_is_decoded_there(fakes: FakeNvImageCodec, models: Path) -> None:
+    for name in ("gpu", "cpu"):
+        config = models / name / "model.yaml"
+        config.write_text(config.read_text() + "preprocess: [{limit_long: 5000}, {resize: [64, 64]}]\n")
+    large = cv2.resize(decode(jpeg(50, 200)), (1500, 6000))  # so large that it is resized twice
+    data = cv2.imencode(".jpg", large)[1].tobytes()
+    with serving(models) as url:
+        wanted = predicted(url, "cpu", data, score_threshold=0.1)
+        assert_alike(predicted(url, "gpu", data, score_threshold=0.1), wanted)
+        assert wanted[0]["boxes"]
+        assert sum(fakes.calls) == 2
     fakes.driver.assert_no_mistakes()
 
 

@@ -130,7 +130,7 @@ async def _grpc(address: str, request: bytes, concurrency: int, seconds: float) 
 
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
-        infer = channel.unary_unary(_INFER)  # bytes in, bytes out
+        infer: Any = channel.unary_unary(_INFER)  # bytes in, bytes out
         until = time.perf_counter() + seconds
 
         async def call() -> _Called:
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2)
     asked = parser.parse_args()
-    calling = _http if asked.kind == "http" else _grpc
+    calling: Any = _http if asked.kind == "http" else _grpc
     started = time.perf_counter()
     found = asyncio.run(calling(asked.address, asked.request.read_bytes(), asked.concurrency, asked.seconds))
     json.dump(

@@ -20,22 +20,29 @@ def run(machine: Machine, report: Report) -> None:
     machine.driver()  # raises NoDriver
     report.table(
         "package", "pinned to device GB/s", "device to pinned GB/s", "both at once GB/s", "copy of 4 bytes µs",
-        "launch µs", "launch and wait µs", "graph µs", "event µs", "left of memory",
+        "launch µs", "launch and wait µs", "graph µs", "event µs", "not freed",
     )  # fmt: skip
     for name in machine.drivers:
         try:
-            gpu = Gpu(machine.driver(name), 0)
+            watch = machine.gpu(machine.driver(name))
         except NoDriver as error:
             report.row(name, f"not run: {error.message}", *[""] * 8)
             continue
-        before = gpu.memory()[0]
         try:
-            with gpu.current():
-                row = _row(machine, gpu, report)
+            _one(machine, report, name, watch)
         finally:
-            after = gpu.memory()[0]
-            gpu.close()
-        report.row(name, *row, f"{(before - after) / 1e6:.1f} MB")
+            watch.close()
+
+
+def _one(machine: Machine, report: Report, name: str, watch: Gpu) -> None:
+    """`watch`: keeps the context, so that what is left is what was not freed."""
+    before, gpu = watch.memory()[0], Gpu(watch.driver, 0)
+    try:
+        with gpu.current():
+            row = _row(machine, gpu, report)
+    finally:
+        gpu.close()
+    report.row(name, *row, f"{(before - watch.memory()[0]) / 1e6:.1f} MB")
 
 
 def _row(machine: Machine, gpu: Gpu, report: Report) -> list[object]:
@@ -47,7 +54,12 @@ def _row(machine: Machine, gpu: Gpu, report: Report) -> list[object]:
     launch = _launching(gpu)
     copy = _cost(lambda: small.upload(host, 4, stream), stream, seconds)
     alone = _cost(lambda: launch(stream), stream, seconds)
-    waited = 1e6 / per_second(lambda: (launch(stream), stream.synchronize()), seconds)
+
+    def launch_and_wait() -> None:
+        launch(stream)
+        stream.synchronize()
+
+    waited = 1e6 / per_second(launch_and_wait, seconds)
     graph: object = "none"
     if gpu.driver.graphs:
         with gpu.captured(stream) as made:

@@ -19,7 +19,7 @@ from benchmarks.on_gpu.resnet import plan_of
 from benchmarks.on_gpu.timeline import Span, TimedDriver, merged
 
 _SHOWN = 6  # batches of a timeline
-MISSING = (BackendUnavailable,)
+MISSING = BackendUnavailable
 
 
 def run(machine: Machine, report: Report) -> None:
@@ -123,11 +123,11 @@ class Fed:
         """The outputs of the batch before."""
         pending = self._context.begin(batch)
         last, self._last = self._last, pending
-        return None if last is None else last.outputs()  # type: ignore[no-any-return]  # a Pending's
+        return None if last is None else last.outputs()
 
     def finish(self) -> Tensors | None:
         last, self._last = self._last, None
-        return None if last is None else last.outputs()  # type: ignore[no-any-return]
+        return None if last is None else last.outputs()
 
 
 def _timeline(report: Report, driver: TimedDriver, engine: TensorRtEngine, batch: Tensors) -> None:

@@ -81,7 +81,7 @@ def _differences(gpu: Gpu, report: Report) -> None:
         total, differing, largest = 0, 0, 0.0
         for seed in range(_PICTURES):
             one = [random_picture(seed)]
-            got, wanted = staging.run(left_to_gpu(recipe, one)), on_cpu(recipe, one)
+            got, wanted = staging.tensor(left_to_gpu(recipe, one)), on_cpu(recipe, one)
             step = np.float32(recipe.arithmetic.scale) / np.array(recipe.arithmetic.std, np.float32).reshape(
                 1, -1, 1, 1
             )
@@ -102,8 +102,8 @@ class Staging:
         self.batch = PictureBatch(gpu, arithmetic, "NCHW", "float32")
         self.stream: Stream = gpu.stream()
 
-    def run(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
-        """The tensor: a copy for one picture, of which numbers are compared; else only on the device."""
+    def run(self, pictures: NDArray[Any]) -> tuple[int, ...]:
+        """Makes their tensor on the device, and waits for it; its shape."""
         shape = self.batch.load(pictures)
         size = int(np.prod(shape)) * 4
         if self._target is None or self._target.size < size:
@@ -112,9 +112,14 @@ class Staging:
             self._target = self._gpu.buffer(size)
         self.batch.upload(self.stream)
         self.batch.run(self._target.address, self.stream)
-        if len(pictures) > 1:
-            self.stream.synchronize()
-            return np.empty(0, np.float32)
+        self.stream.synchronize()
+        return shape
+
+    def tensor(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
+        """The same, downloaded."""
+        shape = self.run(pictures)
+        size = int(np.prod(shape)) * 4
+        assert self._target is not None
         host = self._gpu.pinned(size)
         self._target.download(host, size, self.stream)
         self.stream.synchronize()

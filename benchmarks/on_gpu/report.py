@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 
 class OutOfTime(Exception):
@@ -69,7 +69,7 @@ def per_second(step: Callable[[], object], seconds: float, *, warm_up: int = 2) 
             return calls / elapsed
 
 
-def failing(section: Callable[[], None], report: Report, missing: Sequence[type[Exception]]) -> None:
+def failing(section: Callable[[], None], report: Report, missing: type[Exception]) -> None:
     """Runs a part, and says in a line why it did not run, or ended early."""
     try:
         section()
@@ -77,7 +77,7 @@ def failing(section: Callable[[], None], report: Report, missing: Sequence[type[
         report.text("\nended here: no time left")
     except ModuleNotFoundError as error:
         report.text(f"\nnot run: the Python package {error.name} is not installed")
-    except (NotRun, *missing) as error:
+    except (NotRun, missing) as error:
         report.text(f"\nnot run: {error}")
     except Exception as error:  # the others are still to be measured
         report.text(f"\nfailed: {type(error).__name__}: {' '.join(str(error).split())[:500]}")

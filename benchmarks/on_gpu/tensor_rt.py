@@ -15,6 +15,7 @@ from visionpool_server.assembly import Rows
 from visionpool_server.backends import LoadOptions
 from visionpool_server.backends.onnx_file import read_onnx
 from visionpool_server.backends.tensorrt.api import Api
+from visionpool_server.backends.tensorrt.context import TensorRtContext
 from visionpool_server.backends.tensorrt.engine import TensorRtEngine
 from visionpool_server.backends.tensorrt.loading import signature_of
 from visionpool_server.backends.tensorrt.plans import write_plan
@@ -61,10 +62,19 @@ def engine_of(machine: Machine, api: Api, plan: bytes, *, graphs: bool = True) -
 
 
 def _sharing(machine: Machine, report: Report, api: Api, plan: bytes) -> None:
-    report.text("\ndevice memory, each context having run the smallest and the largest batch")
-    report.table("workers", "contexts of one engine", "each further one", "engines of their own", "each further one")
     watch = machine.gpu()
     try:
+        with watch.current():
+            bare = BareEngine(api, watch, plan)
+            activations = int(bare.engine.device_memory_size_v2)
+            bare.close()
+        report.text(
+            f"\nthe plan has {megabytes(len(plan))}; a context computes in {megabytes(activations)}, beside its buffers"
+        )
+        report.text("\ndevice memory, each context having run the smallest and the largest batch")
+        report.table(
+            "workers", "contexts of one engine", "each further one", "engines of their own", "each further one"
+        )
         shared, apart = (_taken(machine, watch.memory, api, plan, one=one) for one in (True, False))
     finally:
         watch.close()
@@ -77,7 +87,8 @@ def _sharing(machine: Machine, report: Report, api: Api, plan: bytes) -> None:
 def _taken(machine: Machine, memory: Callable[[], tuple[int, int]], api: Api, plan: bytes, *, one: bool) -> list[int]:
     """Bytes of the device after each further worker, the first of which brings what CUDA and TensorRT load by themselves."""
     before, found = memory()[0], []
-    engines, contexts = [], []
+    engines: list[TensorRtEngine] = []
+    contexts: list[TensorRtContext] = []
     try:
         for _ in range(_MOST_WORKERS):
             if not one or not engines:
@@ -145,7 +156,11 @@ def _graphs(machine: Machine, report: Report, api: Api, plan: bytes) -> None:
                 with closing(engine.clone()) as context:
                     took.append(1e3 / per_second(lambda: context.infer(batch), machine.seconds, warm_up=4))  # noqa: B023  called here
                     outputs.append(np.array(context.infer(batch)[OUTPUT]))
-            same = "yes" if np.array_equal(*outputs) else f"within {np.abs(outputs[0] - outputs[1]).max():.2g}"
+            same = (
+                "yes"
+                if np.array_equal(outputs[0], outputs[1])
+                else f"within {np.abs(outputs[0] - outputs[1]).max():.2g}"
+            )
             report.row(rows, took[0], took[1], took[0] / took[1], same)
     finally:
         for engine in engines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,9 @@ class Builder(Protocol):
     def runner(self, device: str | None) -> Runner:
         """What both models are run by. Raises BackendUnavailable for a device that is not there."""
 
+    def check_file(self, weights: Path) -> None:
+        """Raises InvalidModel for a file that is none to build from, before it is loaded."""
+
     def check(self, subject: Subject, precision: Precision) -> None:
         """Raises InvalidModel for a model that cannot be built so, before anything is spent on it."""
 
@@ -82,14 +86,17 @@ def build(wish: Wish, notify: Notify = silent) -> Report:
     builder = check(wish)
     dataset, runner = _dataset(wish), builder.runner(wish.device)
     notify("loading", 0, None)
-    with opened(wish.model, runner, wish.max_pixels, wish.cache_dir) as original:
+    with opened(wish.model, runner, wish.max_pixels, wish.cache_dir, builder.check_file) as original:
         builder.check(original, wish.precision)
         pictures = _pictures(wish, original, notify)
         with _appearing(wish.out) as folder:
             weights = builder.write(original, folder, wish.precision, pictures, notify)
             write_bundle(original, folder, weights, backend=wish.backend, precision=wish.precision)
         notify("loading what was built", 0, None)
-        with opened(wish.out, runner, wish.max_pixels, builder.cache_in(wish.out)) as built:
+        with (
+            _gone_if_it_fails(wish.out),
+            opened(wish.out, runner, wish.max_pixels, builder.cache_in(wish.out)) as built,
+        ):
             notes = builder.finish(built, wish.precision, notify)
             return _measured(wish, (original, built), _Material(pictures, dataset, tuple(notes)), notify)
 
@@ -122,6 +129,16 @@ def _appearing(out: Path) -> Iterator[Path]:
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise InvalidSetting(f"-o {out} cannot be written: {why}", hint="name a folder in one that can") from error
+
+
+@contextmanager
+def _gone_if_it_fails(out: Path) -> Iterator[None]:
+    """What was built, and cannot be loaded or measured."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _pictures(wish: Wish, original: Subject, notify: Notify) -> Pictures | None:

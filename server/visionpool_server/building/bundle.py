@@ -25,6 +25,9 @@ def write_bundle(subject: Subject, folder: Path, weights: str, *, backend: str, 
     content = described(subject, weights, backend=backend, precision=precision)
     for key in content.keys() - _NEVER_FILES:
         content[key] = _with_files(content[key], subject.files.folder, folder)
+    runtime = content["runtime"]
+    if "plugins" in runtime:
+        runtime["plugins"] = [_with_files(name, subject.files.folder, folder) for name in runtime["plugins"]]
     head = f"# Built by visionpool from {subject.weights.name}, in {precision}.\n"
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
     (folder / CONFIG).write_text(head + text, encoding="utf-8")

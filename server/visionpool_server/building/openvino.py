@@ -23,6 +23,10 @@ def runner(device: str | None) -> Runner:
     return Runner(device or "CPU")
 
 
+def check_file(weights: Path) -> None:
+    """Whatever the model is loaded from, OpenVINO reads, or says that it does not."""
+
+
 def check(subject: Subject, precision: Precision) -> None:
     """Before anything is spent. Raises InvalidModel for a model that cannot be built in that precision."""
     from visionpool_server.backends.openvino.files import read_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from visionpool_server.families import Tensors
 from visionpool_server.imaging.decode import decode
 from visionpool_server.models.bundle import Bundle, read_bundle
 from visionpool_server.models.files import ModelFiles, find_models
-from visionpool_server.models.loader import Model, load_model, source_of
+from visionpool_server.models.loader import Model, load_model
 from visionpool_server.models.pipeline import is_pipeline
 from visionpool_server.models.repository import Repository
+from visionpool_server.models.source import source_of, weights_of
 from visionpool_server.service import Service
 
 _SIDE = 224  # of a picture for a model that takes any size
@@ -93,8 +94,15 @@ def _noise(
 
 
 @contextmanager
-def opened(path: Path, runner: Runner, max_pixels: int, cache_dir: Path | None = None) -> Iterator[Subject]:
-    """The one model at `path`, running on one device. `cache_dir`: of converted models. Raises SetupError."""
+def opened(
+    path: Path,
+    runner: Runner,
+    max_pixels: int,
+    cache_dir: Path | None = None,
+    check: Callable[[Path], None] = lambda _: None,
+) -> Iterator[Subject]:
+    """The one model at `path`, running on one device. `cache_dir`: of converted models; `check` raises InvalidModel for files
+    of weights that are not even loaded. Raises SetupError."""
     from visionpool_server.app import DEMO_MODELS
 
     if not path.exists() and (DEMO_MODELS / path).is_dir():
@@ -104,6 +112,8 @@ def opened(path: Path, runner: Runner, max_pixels: int, cache_dir: Path | None =
         names = ", ".join(files.name for files in found)
         raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
     written = _check_one(found[0])
+    if weights := weights_of(found[0], written):
+        check(weights)
     opener, models = runner.opener(written), Repository()
     service = Service(models, max_pixels=max_pixels)
     try:

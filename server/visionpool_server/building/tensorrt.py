@@ -21,6 +21,8 @@ from visionpool_server.building.pictures import Pictures
 from visionpool_server.building.progress import Notify
 from visionpool_server.building.runner import Runner, stand_in
 from visionpool_server.building.subject import Subject
+from visionpool_server.models.files import is_engine
+from visionpool_server.models.groups import AS_ONNX, device_of
 
 WEIGHTS = "model.onnx"
 PRECISIONS: tuple[Precision, ...] = ("int8", "f16", "f32")
@@ -34,6 +36,7 @@ def runner(device: str | None) -> Runner:
     from visionpool_server.backends.tensorrt.api import find_api
     from visionpool_server.backends.tensorrt.devices import driver_of
 
+    device = device_of(device)
     ordinal = 0 if device is None else cuda_ordinal(device)
     if ordinal is None:
         return stand_in()
@@ -47,14 +50,20 @@ def runner(device: str | None) -> Runner:
     return Runner(device or FIRST_GPU, "tensorrt")
 
 
-def check(subject: Subject, precision: Precision) -> None:
-    """Before anything is spent. Raises InvalidModel for a model that cannot be built in that precision, BackendUnavailable."""
-    weights = subject.weights
-    if weights.suffix != ".onnx":
+def check_file(weights: Path) -> None:
+    """Raises InvalidModel for anything but ONNX files, and Paddle 3's programs, which are converted to it."""
+    if is_engine(weights):
+        raise InvalidModel(f"{weights.name} is a TensorRT engine already", hint="serve it, or build from its .onnx file")
+    if weights.suffix not in AS_ONNX:
         raise InvalidModel(
             f"TensorRT is built from ONNX files, and this is {weights.name}",
             hint="export the model to ONNX; from Paddle: paddle2onnx, from TensorFlow: python -m tf2onnx.convert",
         )
+
+
+def check(subject: Subject, precision: Precision) -> None:
+    """Before anything is spent. Raises InvalidModel for a model that cannot be built in that precision, BackendUnavailable."""
+    weights = subject.weights
     file = read_onnx(weights)
     if file.quantized:
         raise InvalidModel(

@@ -233,8 +233,8 @@ def _run(run: Run) -> RenderableType:
         column.justify = "right"
     for timing in run.timings[:_MOST_TIMINGS]:
         share = timing.ms / run.operators_ms if run.operators_ms else 0.0
-        where = [Text(timing.device), *([timing.precision or ""] if typed else [])]
-        table.add_row(Text(timing.kind), *where, f"{timing.count:g}", f"{timing.ms:.3f}", f"{share:.1%}")
+        where = [timing.device, timing.precision or ""] if typed else [timing.device]
+        table.add_row(Text(timing.kind), *map(Text, where), f"{timing.count:g}", f"{timing.ms:.3f}", f"{share:.1%}")
     rest, gap = run.timings[_MOST_TIMINGS:], [""] * (3 if typed else 2)
     if rest:
         table.add_row(f"{len(rest)} more", *gap, f"{sum(timing.ms for timing in rest):.3f}", "")

@@ -25,7 +25,7 @@ from visionpool_server.cuda.errors import CudaError
 from visionpool_server.cuda.gpu import Gpu
 from visionpool_server.cuda.nvimagecodec import (
     Codec,
-    Decoded,
+    DecodedJpeg,
     Jpeg,
     NvImageCodec,
     decodes_nothing,
@@ -45,6 +45,7 @@ _SHARE = 8  # of the device's memory, one part in so many may be pictures that w
 class _Asked:
     jpeg: Jpeg
     done: bool = False
+    left: bool = False  # nobody waits for it any more
     pixels: DevicePixels | None = None
 
 
@@ -70,8 +71,8 @@ class JpegDecoder:
 
     def decode(self, jpeg: memoryview, height: int, width: int) -> DevicePixels | None:
         """Its pixels, (height, width, 3), which are there; None where it does not decode it, or has no room, or is closed."""
-        size = height * width * 3
         asked = _Asked(Jpeg(np.frombuffer(jpeg, np.uint8), height, width))
+        size = asked.jpeg.size
         with self._lock:
             if self._codec is None or self._hangs or self._held + size > self._most:
                 return None
@@ -118,15 +119,17 @@ class JpegDecoder:
             return [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
 
     def _give_up(self, asked: _Asked) -> None:
-        """One that a call has taken is its own until that ends."""
+        """Where a call has taken it, the room is that call's until it ends."""
         with self._lock:
             log.error("cuda:%d has not decoded a JPEG for %g s: the CPU decodes", self._gpu.ordinal, PATIENCE_S)
             self._hangs = True
-            waited = asked in self._waiting
-            if waited:
+            if asked in self._waiting:
                 self._waiting.remove(asked)
-        if waited:
-            self._give_back(asked.jpeg.height * asked.jpeg.width * 3)
+                asked.done = True
+            asked.left = True
+            unused = asked.done and asked.pixels is None
+        if unused:
+            self._give_back(asked.jpeg.size)
 
     def _decode(self, batch: Sequence[_Asked]) -> None:
         try:
@@ -138,15 +141,19 @@ class JpegDecoder:
             log.log(level, "nvImageCodec failed on cuda:%d, and the CPU decodes: %s", self._gpu.ordinal, str(error))
             self._told = True
         finally:
-            self._hangs = False
-            for asked in batch:
-                asked.done = True
+            with self._lock:
+                self._hangs = False
+                for asked in batch:
+                    asked.done = True
+                lost = [asked for asked in batch if asked.left and asked.pixels is None]
+            for asked in lost:
+                self._give_back(asked.jpeg.size)
 
-    def _decoded(self, jpegs: Sequence[Jpeg]) -> list[Decoded | None]:
+    def _decoded(self, jpegs: Sequence[Jpeg]) -> list[DecodedJpeg | None]:
         """Waits until they are there."""
         if self._codec is None:
             return [None] * len(jpegs)
-        decoded: list[Decoded | None] = []
+        decoded: list[DecodedJpeg | None] = []
         try:
             decoded += self._codec.decode(jpegs, self._stream.handle)
             self._stream.synchronize()
@@ -157,11 +164,9 @@ class JpegDecoder:
             raise
         return decoded
 
-    def _owned(self, jpeg: Jpeg, decoded: Decoded) -> DevicePixels:
+    def _owned(self, jpeg: Jpeg, decoded: DecodedJpeg) -> DevicePixels:
         shape = jpeg.height, jpeg.width, 3
-        return DevicePixels(
-            decoded.address, shape, decoded.pitch, _Owner(self, decoded.image, jpeg.height * jpeg.width * 3)
-        )
+        return DevicePixels(decoded.address, shape, decoded.pitch, _Owner(self, decoded.image, jpeg.size))
 
     def _give_back(self, size: int) -> None:
         with self._lock:

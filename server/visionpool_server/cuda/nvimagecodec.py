@@ -31,8 +31,13 @@ class Jpeg(NamedTuple):
     height: int
     width: int
 
+    @property
+    def size(self) -> int:
+        """Bytes of its pixels."""
+        return self.height * self.width * 3
 
-class Decoded(NamedTuple):
+
+class DecodedJpeg(NamedTuple):
     """(H, W, 3) RGB uint8 at `address`, as long as `image` is there."""
 
     address: int
@@ -43,7 +48,7 @@ class Decoded(NamedTuple):
 class Codec(Protocol):
     """What one thread at a time calls, with the device current."""
 
-    def decode(self, jpegs: Sequence[Jpeg], stream: int) -> list[Decoded | None]:
+    def decode(self, jpegs: Sequence[Jpeg], stream: int) -> list[DecodedJpeg | None]:
         """Their pixels, once the stream is through; None for what it does not decode. Raises whatever the library does."""
 
 
@@ -81,7 +86,7 @@ class NvImageCodec:
             ) from error
         self._params = library.DecodeParams(apply_exif_orientation=False)  # to sRGB, 8 bits, interleaved
 
-    def decode(self, jpegs: Sequence[Jpeg], stream: int) -> list[Decoded | None]:
+    def decode(self, jpegs: Sequence[Jpeg], stream: int) -> list[DecodedJpeg | None]:
         sources = {index: source for index, jpeg in enumerate(jpegs) if (source := self._source(jpeg))}
         images = self._decoder.decode([*sources.values()], params=self._params, cuda_stream=stream) if sources else []
         found = dict(zip(sources, images, strict=True))
@@ -108,12 +113,12 @@ def decodes_nothing(ordinal: int, why: object = None) -> BackendUnavailable:
     return BackendUnavailable(f"nvImageCodec decodes no JPEG on {_named(ordinal)}: {why}", hint=_HINT)
 
 
-def _decoded(image: Any, jpeg: Jpeg) -> Decoded | None:
+def _decoded(image: Any, jpeg: Jpeg) -> DecodedJpeg | None:
     if image is None or tuple(image.shape) != (jpeg.height, jpeg.width, 3) or image.dtype != np.uint8:
         return None
     on_device = "DEVICE" in image.buffer_kind.name
     said = image.__cuda_array_interface__ if on_device else image.__array_interface__
-    return Decoded(said["data"][0], image.strides[0], image)
+    return DecodedJpeg(said["data"][0], image.strides[0], image)
 
 
 def _named(ordinal: int | None) -> str:

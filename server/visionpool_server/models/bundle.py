@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import BACKENDS, Precision
@@ -19,14 +29,30 @@ Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
 Dimension = Annotated[int, Field(ge=-1, le=2**31 - 1)]  # -1 or 0: left dynamic
 Extent = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Url = Annotated[str, Field(pattern=r"^grpcs?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")]
-Cores = Annotated[  # 3 is a number in YAML, and 0-7 is none
-    str, BeforeValidator(lambda said: str(said) if type(said) is int and 0 <= said < 2**16 else said)
-]
 _TAG = "#"  # marks which form of a value was meant; no part of a key's path
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _core_list(said: object) -> object:
+    """3 is a number in YAML, and 0-7 is none."""
+    if type(said) is int and said >= 0:
+        return str(said)
+    if isinstance(said, str):
+        return said
+    raise ValueError("numbers and ranges are expected, as 0-3,8, or near")
+
+
+def _at_least_one(entries: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Not Field(min_length=1), which counts wrong entries as none, and says so besides what is wrong with them."""
+    if not entries:
+        raise ValueError("an empty list makes no workers; leave it out for what the device runs best")
+    return entries
+
+
+Cores = Annotated[str, BeforeValidator(_core_list)]
 
 
 class Profile(_Part):
@@ -129,7 +155,7 @@ Labels = Annotated[
 ]
 WorkerGroups = Annotated[
     Annotated[Annotated[int, Field(ge=1, le=256)], Tag(_TAG + "plain")]
-    | Annotated[tuple[Workers, ...], Field(min_length=1), Tag(_TAG + "list")],
+    | Annotated[tuple[Workers, ...], AfterValidator(_at_least_one), Tag(_TAG + "list")],
     Discriminator(_form),
 ]
 
@@ -225,14 +251,17 @@ def _explained(error: ValidationError) -> str:
         elif mistake["type"] == "union_tag_invalid":
             lines.append(f"{path}: a {type(mistake['input']).__name__} makes no sense here")
         else:
-            lines.append(f"{path}: {mistake['msg'].removeprefix('Value error, ')}".removeprefix(": "))
+            message = mistake["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+            lines.append(f"{path}: {message}".removeprefix(": "))
     return "; ".join(lines)
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed where an unknown one stands: at the top, in a part, or in an entry of `workers`."""
+    """The keys allowed where an unknown one stands: at the top, in a part, or in an entry of `workers` or `profiles`."""
     if len(location) == 1:
         return list(Bundle.model_fields)
+    if location[1] == "profiles":
+        return list(Profile.model_fields)
     parts: dict[str, type[_Part]] = {
         "runtime": Runtime,
         "workers": Workers,

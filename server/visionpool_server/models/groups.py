@@ -20,7 +20,7 @@ from visionpool_server.models.files import is_engine
 
 NEAR = "near"  # cores that are, to a GPU
 _OF_ONNX = ("tensorrt", "onnxruntime")  # backends that read ONNX
-_AS_ONNX = (".onnx", ".json")  # Paddle 3's programs are converted to it
+AS_ONNX = (".onnx", ".json")  # Paddle 3's programs are converted to it
 _WITHOUT_FILES = ("remote", "fake")  # files of weights beside model.yaml are not looked at
 
 
@@ -76,7 +76,7 @@ def _entries(bundle: Bundle, defaults: Defaults) -> Sequence[Workers]:
 
 def _group(entry: Workers, bundle: Bundle, defaults: Defaults, weights: Path | None) -> WorkerGroup:
     runtime = bundle.runtime
-    device = _device(entry.device or runtime.device or defaults.device)
+    device = device_of(entry.device or runtime.device or defaults.device)
     backend = entry.backend or runtime.backend or defaults.backend
     if backend is None:
         backend = "tensorrt" if weights and is_engine(weights) else backend_for(device or "CPU")
@@ -90,7 +90,7 @@ def _group(entry: Workers, bundle: Bundle, defaults: Defaults, weights: Path | N
     )
 
 
-def _device(said: str | None) -> str | None:
+def device_of(said: str | None) -> str | None:
     """As backends spell it; `cuda` alone is the first."""
     name = None if said is None else device_name(said)
     return FIRST_GPU if name == "cuda" else name
@@ -114,9 +114,9 @@ def _check(group: WorkerGroup, weights: Path | None) -> None:
     if group.cores == NEAR and not group.on_gpu:
         raise InvalidModel(
             f"cores: {NEAR} is for workers on NVIDIA GPUs, and these are on {group.device}",
-            hint="name the cores, as in cores: 0-7,16-23, or leave it out",
+            hint='name the cores, as in cores: "0-7,16-23", or leave it out',
         )
-    if weights and not engine and group.on_gpu and group.backend in _OF_ONNX and weights.suffix not in _AS_ONNX:
+    if weights and not engine and group.on_gpu and group.backend in _OF_ONNX and weights.suffix not in AS_ONNX:
         raise InvalidModel(
             f"{group.device} runs ONNX files, and this is {name}",
             hint="export the model to ONNX (from Paddle: paddle2onnx, from TensorFlow: python -m tf2onnx.convert), or say "
