@@ -24,12 +24,15 @@ It has not run on a GPU yet; tests/test_gpu_benchmark.py runs every section on s
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,8 +106,6 @@ def _driver() -> str:
 
 
 def _processor() -> str:
-    import os
-
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -129,9 +130,10 @@ class Tee:
 def in_a_process(name: str, arguments: Sequence[str], seconds: float, write: Callable[[str], None]) -> None:
     """A section, and what became of its process. It has `seconds`, and is ended then."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--child", name, *arguments, "--limit", f"{seconds - _END:.0f}"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    root = Path(__file__).parents[1]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, process_group=0)
     assert child.stdout is not None
-    end = Timer(seconds, child.kill)
+    end = Timer(seconds, _kill, [child])
     end.start()
     try:
         for line in child.stdout:
@@ -140,10 +142,17 @@ def in_a_process(name: str, arguments: Sequence[str], seconds: float, write: Cal
     finally:
         end.cancel()
         if child.poll() is None:
-            child.kill()
+            _kill(child)
         child.stdout.close()
     if status:
         write(f"\nfailed: the section's process ended with {status}{' (killed)' if status == -9 else ''}\n")
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    """With the servers that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import locale
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -20,6 +22,25 @@ class Serve(Protocol):
     """`serve("models/", "--workers", 2)`: a real server, ready; stopped, and its exit status checked, by the fixture."""
 
     def __call__(self, *arguments: object, environment: dict[str, str] | None = None, ready: bool = True) -> Server: ...
+
+
+@pytest.fixture(autouse=True)
+def _process_left_as_it_was() -> Iterator[None]:
+    """No test, and no library that it calls, may leave the log or the locale another for the tests that follow."""
+    before = _process_state()
+    yield
+    assert _process_state() == before
+
+
+def _process_state() -> dict[str, object]:
+    ours = logging.getLogger("visionpool_server")
+    loggers = [logger for name, logger in logging.root.manager.loggerDict.items() if name.startswith(ours.name)]
+    return {
+        "encoding": locale.getpreferredencoding(False),
+        "logging.disable": logging.root.manager.disable,
+        "level": (ours.level, ours.propagate, ours.filters[:]),
+        "disabled": [logger.name for logger in loggers if isinstance(logger, logging.Logger) and logger.disabled],
+    }
 
 
 @pytest.fixture(scope="session")

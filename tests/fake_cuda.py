@@ -34,7 +34,7 @@ __all__ = ["FakeDriver", "Fault", "Span", "Work"]
 Kernel = Callable[[Grid, Grid, Sequence[np.generic]], None]
 Touches = Callable[[Grid, Grid, Sequence[np.generic]], tuple[Sequence[Span], Sequence[Span]]]
 
-_WITHOUT_CONTEXT = {"device_count", "properties", "retain", "release", "push", "pop"}
+_WITHOUT_CONTEXT = {"device_count", "properties", "retain", "release", "keep", "push", "pop"}
 _GIVING_BACK = {"release", "pop", "free", "free_pinned", "unload_module"}  # these do it, even where they then fail
 ENDING = _GIVING_BACK | {"destroy_stream", "destroy_event", "destroy_graph"}
 
@@ -80,7 +80,7 @@ class _Failure:
 
 
 class FakeDriver:
-    """`calls`: how often each was made. `failed`: the calls that were made to fail. `graphs` False: as pycuda has none."""
+    """`calls`: how often each was made. `failed`: the calls that were made to fail. `kept`: the devices of `keep`. `graphs` False: as pycuda has none."""
 
     name = "fake"
 
@@ -91,6 +91,7 @@ class FakeDriver:
         self.mistakes: list[str] = []
         self.calls: Counter[str] = Counter()
         self.failed: list[str] = []
+        self.kept: set[int] = set()
         self._devices = devices
         self._there = there
         self._capacity = memory
@@ -220,6 +221,11 @@ class FakeDriver:
         with self._lock, self._call("release"):
             self._require(self._retained[ordinal] > 0, "release", "CUDA_ERROR_INVALID_CONTEXT")
             self._retained[ordinal] -= 1
+
+    def keep(self, ordinal: int) -> None:
+        with self._lock, self._call("keep"):
+            self._require(0 <= ordinal < self._devices, "keep", "CUDA_ERROR_INVALID_DEVICE")
+            self.kept.add(ordinal)
 
     def push(self, context: Handle) -> None:
         with self._lock, self._call("push"):

@@ -26,14 +26,14 @@ class OrtDriver(FakeDriver):
 
     def __init__(self, kernel: CpuKernel | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self._copies: list[int] = []
+        self._copies: dict[int, list[int]] = {}  # by stream, each of which is one thread's
         if kernel is not None:
             self.kernel(KERNEL, kernel, picture_spans)
 
     def download(self, host: int, device: int, size: int, stream: int) -> None:
         if not self.room(device):
             copy = super().allocate(size)
-            self._copies.append(copy)
+            self._copies.setdefault(stream, []).append(copy)
             self.enqueue(stream, partial(_copy, copy, device, size), writes=[Span(copy, size)])
             device = copy
         super().download(host, device, size, stream)
@@ -45,15 +45,14 @@ class OrtDriver(FakeDriver):
             if not self._schedule.broken:  # it was not waited for, and will be
                 raise
             with suppress(CudaError):
-                self._free_copies()
+                self._free_copies(stream)
             raise
-        self._free_copies()
+        self._free_copies(stream)
 
-    def _free_copies(self) -> None:
+    def _free_copies(self, stream: int) -> None:
         with ExitStack() as freeing:
-            for copy in self._copies:
+            for copy in self._copies.pop(stream, ()):
                 freeing.callback(self.free, copy)
-            self._copies.clear()
 
 
 def _copy(target: int, source: int, size: int) -> None:

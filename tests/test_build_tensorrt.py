@@ -173,6 +173,16 @@ class TestHalf:
             (answer,) = results(out, [pictures / "0.png"])
             assert isinstance(answer, ClassifyResult)
 
+    def test_plugins_come_along(self, tmp_path: Path) -> None:
+        source = tiny_models.two_by_two(tmp_path / "net" / "net.onnx")
+        (source.parent / "layers").mkdir()
+        (source.parent / "layers" / "mine.py").write_text("def register(trt): ...", encoding="utf-8")
+        runtime = {"backend": "tensorrt", "plugins": ["layers/mine.py"]}
+        (source.parent / "model.yaml").write_text(yaml.safe_dump({"runtime": runtime}), encoding="utf-8")
+        build(Wish(source.parent, tmp_path / "out", "f32", backend="tensorrt"))
+        assert read_bundle(tmp_path / "out" / "model.yaml").runtime.plugins == ("mine.py",)
+        assert (tmp_path / "out" / "mine.py").read_text(encoding="utf-8") == "def register(trt): ..."
+
     def test_f32_is_the_file_itself(self, tmp_path: Path) -> None:
         source = tiny_models.two_by_two(tmp_path / "plain.onnx")
         report = build(Wish(source, tmp_path / "out", "f32", backend="tensorrt"))

@@ -124,7 +124,10 @@ def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
             r"runtime.profiles.0.x: in each dimension min is at most opt, and opt at most max$",
         ),
         ({"runtime": {"profiles": [{"x": {"min": [1], "opt": [1, 3], "max": [4]}}]}}, r"profiles.0.x: .*as many dim"),
-        ({"runtime": {"profiles": [{"x": {"min": [0], "opt": [1], "max": [4]}}]}}, r"profiles.0.x.min.0: .*equal to 1$"),
+        (
+            {"runtime": {"profiles": [{"x": {"min": [0], "opt": [1], "max": [4]}}]}},
+            r"profiles.0.x.min.0: .*equal to 1$",
+        ),
         ({"runtime": {"prepare_on": "GPU"}}, r"runtime.prepare_on: .*'cpu' or 'gpu'$"),
         ({"runtime": {"backend": "torch"}}, r"runtime.backend: unknown 'torch'; allowed: openvino, onnxruntime"),
         (

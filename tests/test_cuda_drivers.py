@@ -36,6 +36,7 @@ SCENARIOS = (
         "contexts_nest",
         "contexts_of_threads",
         "device_twice",
+        "kept_for_libraries",
         "memory",
         "copies",
         "streams_wait",

@@ -163,8 +163,8 @@ def test_tensorrt_is_measured_part_by_part(machine: Machine, driver: OrtDriver) 
     assert len(accuracy) == 3 and max(accuracy.values()) < 1e-4  # the fake's f16 is f32
     graphs = [row for row in found if len(row) == 5 and row[4] == "yes"]
     assert len(graphs) == 2
-    pool = [row for row in found if len(row) == 3 and row[0] in ("1", "2") and "**" in row[2]]
-    assert len(pool) == 2
+    pool = [row for row in found if len(row) == 4 and row[1] in ("1", "2") and "**" in row[3]]
+    assert len(pool) == 4
     asked = [row for row in found if len(row) == 7 and row[6].isdecimal()]
     assert {row[0] for row in asked} == {"pictures over HTTP", "tensors, KServe over HTTP"}
     assert all(row[6] == "0" for row in asked)
@@ -202,6 +202,12 @@ def test_a_section_whose_process_dies_is_told_of(tmp_path: Path) -> None:
     said: list[str] = []
     benchmark.in_a_process("drivers", ["--no-such-flag"], 60, said.append)
     assert "failed: the section's process ended with 2" in "".join(said)
+
+
+def test_a_section_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    said: list[str] = []
+    benchmark.in_a_process("drivers", ["--folder", str(tmp_path)], 0.05, said.append)
+    assert "failed: the section's process ended with -9 (killed)" in "".join(said)
 
 
 def test_numbers_are_shown_with_three_digits() -> None:

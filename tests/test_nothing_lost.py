@@ -233,14 +233,24 @@ def open_connections(process: psutil.Process) -> int:
     return sum(connection.status == psutil.CONN_ESTABLISHED for connection in process.net_connections("tcp4"))
 
 
-@pytest.fixture(params=["batches", "worker-prepares"])
+UNEQUAL = (  # groups of workers, each with two batches under way
+    {"count": 1, "options": {"latency_ms": 4, "depth": 2}},
+    {"count": 1, "options": {"latency_ms": 40, "depth": 2}},
+)
+
+
+@pytest.fixture(params=["batches", "worker-prepares", "unequal-groups"])
 def crowded(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Server:
-    """A server that is soon full, of either kind: one worker and batches of 8 that take 4 ms, their pictures prepared
-    by stage threads; or a worker for each core, which prepares picture by picture itself."""
+    """A server that is soon full, of any kind: one worker and batches of 8 that take 4 ms, their pictures prepared by stage
+    threads; a worker for each core, which prepares picture by picture itself; or two workers of which one is slow, and takes
+    only what the other leaves."""
+    workers: Any
     if request.param == "batches":
         options, workers, batch = {"latency_ms": 4}, 1, 8
-    else:
+    elif request.param == "worker-prepares":
         options, workers, batch = {"latency_ms": 1, "on_cpu": True}, cpu_count(), 1
+    else:
+        options, workers, batch = {}, list(UNEQUAL), 4
     batching = {"max_batch_size": batch, "max_queue_size": 8}
     folder = write_model(tmp_path / "colours", options, workers=workers, batching=batching)
     limits = ("--max-body-mb", 1, "--max-pixels", 1_000_000, "--body-timeout", BODY_SECONDS)

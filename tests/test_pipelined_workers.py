@@ -105,10 +105,12 @@ class Pools:
     def __init__(self) -> None:
         self._made: list[tuple[Pool, FakeEngine]] = []
 
-    def __call__(self, engine: FakeEngine, workers: int = 1, **options: Any) -> Pool:
-        pool = Pool("fake", [Group(engine, workers)], Pictures(split_by_row), PoolOptions(**options))
+    def __call__(self, engine: FakeEngine, workers: int = 1, beside: Sequence[FakeEngine] = (), **options: Any) -> Pool:
+        """`beside`: engines of further groups, with a worker each."""
+        groups = [Group(engine, workers), *(Group(other, 1) for other in beside)]
+        pool = Pool("fake", groups, Pictures(split_by_row), PoolOptions(**options))
         pool.start()
-        self._made.append((pool, engine))
+        self._made += [(pool, group.engine) for group in groups if isinstance(group.engine, FakeEngine)]
         return pool
 
     def close(self) -> None:
@@ -368,11 +370,14 @@ class TestFaults:
             jobs[0].future.result(BOUND)
         assert_answered(jobs[1:], colours_of(20))
 
+    @pytest.mark.parametrize("slower", [None, 3], ids=["alike", "unequal"])
     @pytest.mark.parametrize("seed", range(4))
-    def test_whatever_goes_wrong_every_picture_gets_its_answer_or_an_error(self, pools: Pools, seed: int) -> None:
+    def test_whatever_goes_wrong_every_picture_gets_its_answer_or_an_error(
+        self, pools: Pools, seed: int, slower: int | None
+    ) -> None:
         rng = random.Random(seed)
-        engine = FlakyEngine(rng)
-        pool = pools(engine, 2, max_queue_size=300)
+        beside = [FlakyEngine(rng, latency_ms=slower)] if slower else []
+        pool = pools(FlakyEngine(rng), 2, beside, max_queue_size=300)
         colours = colours_of(150)
         jobs = []
         for colour in colours:
@@ -387,12 +392,36 @@ class TestFaults:
             assert isinstance(outcome, (VisionpoolError, CancelledError)) or outcome == answer_for(colour)
         assert sum(not isinstance(outcome, BaseException) for outcome in outcomes) > 50
 
+    def test_unloaded_with_two_batches_under_way_everywhere_each_picture_is_answered_or_told_so(
+        self, pools: Pools
+    ) -> None:
+        """Of two devices one goes on, and the other never comes back."""
+        hanging = HeldEngine(batch=4)
+        slow = FakeEngine(LoadOptions(max_batch_size=4, options={"depth": 2, "latency_ms": 5}))
+        pool = pools(hanging, 1, [slow], max_queue_size=3000)
+        colours: list[Colour] = []
+        jobs: list[Job] = []
+
+        def two_under_way() -> bool:
+            colours.extend(colours_of(4))
+            jobs.extend(submit_all(pool, colours_of(4)))
+            return len(hanging.began) == 2
+
+        eventually(two_under_way, "the one that hangs has two batches")
+        pool.close(timeout=2.0)
+        outcomes = [outcome_of(job) for job in jobs]
+        lost = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert all(isinstance(outcome, Unavailable) for outcome in lost)
+        assert len(lost) == sum(hanging.began)
+        for outcome, colour in zip(outcomes, colours, strict=True):
+            assert isinstance(outcome, Unavailable) or outcome == answer_for(colour)
+
 
 class FlakyEngine(FakeEngine):
     """Now and then a batch fails, kills its worker, or does not begin; whichever it is."""
 
-    def __init__(self, rng: random.Random) -> None:
-        super().__init__(LoadOptions(max_batch_size=4, options={"depth": 2, "latency_ms": 0.2}))
+    def __init__(self, rng: random.Random, latency_ms: float = 0.2) -> None:
+        super().__init__(LoadOptions(max_batch_size=4, options={"depth": 2, "latency_ms": latency_ms}))
         self._rng = rng
 
     def clone(self) -> FakeContext:

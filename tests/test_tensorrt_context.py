@@ -180,6 +180,15 @@ class TestProfiles:
                 assert calls["set_optimization_profile_async"] - before == switches
             context.close()
 
+    def test_one_that_tensorrt_does_not_take_fails_with_its_reason(self) -> None:
+        with engine_of(sums(((1, 1, 8), (1, 8, 8))), settings=PLAIN) as bench:
+            context = bench.engine.clone()
+            bench.trt.fail("set_optimization_profile_async")
+            with pytest.raises(InferenceFailed, match="profile 1: .*made to fail"):
+                context.infer(sums_batch(8))
+            same(context.infer(sums_batch(8)), bench.made.expected(sums_batch(8)))
+            context.close()
+
     def test_a_shape_that_none_takes_is_the_callers_fault_and_hurts_nobody(self) -> None:
         with engine_of(sums(((1, 2, 2), (5, 6, 8)))) as bench:
             context = bench.engine.clone()
@@ -219,6 +228,7 @@ class TestOpenOutputs:
                     pending, expected = under_way.pop(0)
                     same(pending.outputs(), expected)
             same(under_way[0][0].outputs(), under_way[0][1])
+            assert bench.trt.calls["set_output_allocator"] == 1  # the binding keeps what it is given, anew each time
             context.close()
 
     def test_they_may_be_empty(self) -> None:

@@ -30,7 +30,7 @@ from visionpool_server.imaging.recipe import Arithmetic, Letterbox, Recipe
 from tests import fake_tensorrt
 from tests.cpu_kernels import CpuKernel, compiled_kernel, picture_spans
 from tests.fake_cuda import FakeDriver
-from tests.fake_tensorrt import FakeTensorRt, make_plan
+from tests.fake_tensorrt import FakeTensorRt, ICudaEngine, make_plan
 from tests.tensorrt_bench import Made, as_bytes, engine_of, found, halves, reshaped, scaled, sums, sums_batch
 from tests.tiny_models import Graph
 
@@ -304,7 +304,8 @@ def test_what_tensorrt_calls_back_is_made_of_its_own_classes() -> None:
     gpu = Gpu(driver, 0)
     with gpu.current():
         slot = Slot(gpu, Tensor("y", (-1,), np.dtype(np.float32), is_input=False, on_host=False))
-        given: Any = allocator(api, slot)
+        given: Any = allocator(api)
+        given.expect(slot)
         assert isinstance(given, trt.IOutputAllocator)
         address = given.reallocate_output_async("y", 0, 40, 256, 7)
         assert driver.room(address) == 40 and given.reallocate_output("y", address, 30, 256) == address
@@ -363,3 +364,22 @@ class TestLoading:
         with engine_of(made, settings=TensorRtSettings(weight_streaming=said)) as bench:
             loaded = bench.engine._loaded
             assert loaded and loaded.engine.weight_streaming_budget_v2 == budget
+
+    def test_an_automatic_budget_beyond_32_bits_is_no_negative_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The binding's: `[](ICudaEngine& self) -> int32_t { return self.getWeightStreamingAutomaticBudget(); }`."""
+        monkeypatch.setattr(ICudaEngine, "get_weight_streaming_automatic_budget", lambda self: (3 << 30) - (1 << 32))
+        made = Made(sums().model, make_plan(sums().model, [dict.fromkeys("xy", ((1, 6),) * 3)], weights=4 << 20))
+        with engine_of(made, settings=TensorRtSettings(weight_streaming=True)) as bench:
+            loaded = bench.engine._loaded
+            assert loaded and loaded.engine.weight_streaming_budget_v2 == 4 << 20
+
+    def test_an_input_in_ram_that_says_no_shape_has_no_range_of_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise RuntimeError("Binding index does not correspond to an input shape tensor.")
+
+        monkeypatch.setattr(ICudaEngine, "get_tensor_profile_values", refuse)
+        with engine_of(reshaped()) as bench:
+            context = bench.engine.clone()
+            batch = {"x": np.ones((2, 12), np.float32), "shape": np.array([4, 6])}
+            np.testing.assert_array_equal(context.infer(batch)["y"], bench.made.expected(batch)["y"])
+            context.close()

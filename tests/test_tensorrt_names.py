@@ -13,6 +13,8 @@ SOURCES = [
     *sorted((ROOT / "server/visionpool_server/backends/tensorrt").glob("*.py")),
     ROOT / "server/visionpool_server/building/tensorrt.py",
     *sorted((ROOT / "examples/tensorrt_plugin").glob("*.py")),
+    ROOT / "benchmarks/on_gpu/bare_enqueue.py",
+    ROOT / "benchmarks/on_gpu/tensor_rt.py",
 ]
 MAJORS = ("10.16.1.11", "11.4.0.106")
 RTX = "rtx-1.7.1"

@@ -58,7 +58,7 @@ class Machine:
     def gpu(self, driver: Driver | None = None) -> Gpu:
         """To be closed. Raises NoDriver, CudaError."""
         there = driver or self.driver()
-        return Gpu(there, 0)
+        return Gpu(there, 0, for_libraries=True)
 
     def driver(self, name: str | None = None) -> Driver:
         """One that has a device. Raises NoDriver."""

@@ -33,7 +33,9 @@ class Models:
 
     @cached_property
     def resnet(self) -> Path:
-        return memory.resnet50(self.folder / "resnet50.onnx", width=self.width)
+        """Made once for all sections."""
+        path = self.folder / "resnet50.onnx"
+        return path if path.is_file() else memory.resnet50(path.with_suffix(".part"), width=self.width).rename(path)
 
     def detector(self) -> Path:
         """YOLOv5n with an open batch. Raises NotRun."""

@@ -72,7 +72,7 @@ def _tensorrt(machine: Machine, report: Report) -> None:
     for graphs in (True, False):
         options = LoadOptions(device=DEVICE, max_batch_size=rows)
         settings = TensorRtSettings(cuda_graphs=graphs)
-        engine = TensorRtEngine(api, plan, options, settings, Gpu(driver.as_driver(), 0))
+        engine = TensorRtEngine(api, plan, options, settings, Gpu(driver.as_driver(), 0, for_libraries=True))
         try:
             _ratio(machine, report, f"CUDA graphs {'on' if graphs else 'off'}", engine, batch)
             if not graphs:

@@ -22,7 +22,8 @@ def plan_of(
     if not kept.is_file():
         started = time.perf_counter()
         plan = machine.built(api, machine.models.resnet, [_profile(machine)], precision, gpu)
-        kept.write_bytes(plan)
+        kept.with_suffix(".part").write_bytes(plan)
+        kept.with_suffix(".part").rename(kept)  # whole or not at all: a section may be ended at any time
         if report:
             report.text(
                 f"\nResNet-50 {precision or 'f32'}: built in {time.perf_counter() - started:.1f} s, {len(plan) / 1e6:.1f} MB"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
-from visionpool.errors import QueueFull
-from visionpool_server.assembly import Rows
-from visionpool_server.backends import LoadOptions
+from visionpool_server.assembly import Assembly, Pictures, Rows
+from visionpool_server.backends import ImageInput, LoadOptions, Tensors
 from visionpool_server.backends.onnx_file import read_onnx
 from visionpool_server.backends.tensorrt.api import Api
 from visionpool_server.backends.tensorrt.context import TensorRtContext
@@ -20,19 +17,19 @@ from visionpool_server.backends.tensorrt.engine import TensorRtEngine
 from visionpool_server.backends.tensorrt.loading import signature_of
 from visionpool_server.backends.tensorrt.plans import write_plan
 from visionpool_server.backends.tensorrt.settings import TensorRtSettings
-from visionpool_server.batching import Job
+from visionpool_server.imaging.recipe import Arithmetic
 from visionpool_server.pool import Group, Pool, PoolOptions
 
 from benchmarks.on_gpu.bare_enqueue import BareEngine, BareLoop
+from benchmarks.on_gpu.busy_pool import WAITING, busy
 from benchmarks.on_gpu.machine import DEVICE, Machine
-from benchmarks.on_gpu.models import CLASSIFIER, INPUT, OUTPUT, served, tensors
+from benchmarks.on_gpu.models import CLASSIFIER, INPUT, OUTPUT, SIZE, picture, served, tensors
 from benchmarks.on_gpu.overlap import MISSING, Fed
 from benchmarks.on_gpu.report import NotRun, Report, failing, megabytes, per_second, ratio
 from benchmarks.on_gpu.resnet import plan_of
 from benchmarks.on_gpu.serving import begin_table, measure, pictures_request, tensor_requests
 
 _MOST_WORKERS = 4
-_WAITING = 3  # full batches that callers keep the pool busy with
 
 
 def run(machine: Machine, report: Report) -> None:
@@ -56,8 +53,10 @@ def run(machine: Machine, report: Report) -> None:
         failing(part, report, MISSING)
 
 
-def engine_of(machine: Machine, api: Api, plan: bytes, *, graphs: bool = True) -> TensorRtEngine:
-    options = LoadOptions(device=DEVICE, max_batch_size=machine.batch[2])
+def engine_of(
+    machine: Machine, api: Api, plan: bytes, *, graphs: bool = True, image: ImageInput | None = None
+) -> TensorRtEngine:
+    options = LoadOptions(image=image, device=DEVICE, max_batch_size=machine.batch[2])
     return TensorRtEngine(api, plan, options, TensorRtSettings(cuda_graphs=graphs), machine.gpu())
 
 
@@ -203,61 +202,31 @@ def _against_bare(machine: Machine, report: Report, api: Api, plan: bytes) -> fl
 def _pool(machine: Machine, report: Report, api: Api, plan: bytes, bare: list[float]) -> None:
     if not bare:
         raise NotRun("the bare loop did not run, of which this is a ratio")
-    report.text("\nthe pool in this process, of single pictures as float32 tensors, as many waiting as keep it busy")
-    report.table("workers", "pictures /s", "ratio to the best bare loop")
-    for workers in (1, 2):
-        report.check_time(2 * machine.seconds)
-        engine = engine_of(machine, api, plan)
-        options = PoolOptions(max_queue_size=4 * _WAITING * machine.batch[2])
-        pool = Pool("bench", [Group(engine, workers)], Rows(), options)
-        pool.start()
-        try:
-            rate = busy(pool, machine.batch[2], machine.seconds)
-        finally:
-            pool.close()
-            engine.close()
-        report.row(workers, rate, ratio(rate, bare[0]))
+    report.text("\nthe pool in this process, asked for single ones, as many waiting as keep it busy")
+    report.table("", "workers", "pictures /s", "ratio to the best bare loop")
+    image = ImageInput(INPUT, "NCHW", Arithmetic(), (SIZE, SIZE))
+    one = {INPUT: np.ascontiguousarray(picture((SIZE, SIZE), 3))}
+    kinds: tuple[tuple[str, ImageInput | None, Assembly, Tensors], ...] = (
+        ("float32 tensors", None, Rows(), {INPUT: tensors(1)}),
+        ("pictures, uint8, normalised on the GPU", image, Pictures(_apart), one),
+    )
+    for title, said, assembly, question in kinds:
+        for workers in (1, 2):
+            report.check_time(2 * machine.seconds)
+            engine = engine_of(machine, api, plan, image=said)
+            options = PoolOptions(max_queue_size=4 * WAITING * machine.batch[2])
+            pool = Pool("bench", [Group(engine, workers)], assembly, options)
+            pool.start()
+            try:
+                rate = busy(pool, question, machine.batch[2], machine.seconds)
+            finally:
+                pool.close()
+                engine.close()
+            report.row(title, workers, rate, ratio(rate, bare[0]))
 
 
-def busy(pool: Pool, full: int, seconds: float) -> float:
-    """Answers a second, where each is followed by the next question at once. `full`: rows of a batch."""
-    one = {INPUT: tensors(1)}
-    done, failures = [0], []
-    lock, over = threading.Lock(), threading.Event()
-    left = threading.Semaphore(0)
-
-    def ask() -> None:
-        job = Job(one, len)
-        job.future.add_done_callback(answered)
-        pool.submit(job)
-
-    def answered(future: object) -> None:
-        error = future.exception()  # type: ignore[attr-defined]
-        with lock:
-            done[0] += 1
-            if error:
-                failures.append(error)
-        try:
-            if over.is_set() or error:
-                left.release()
-            else:
-                ask()
-        except QueueFull:
-            left.release()
-
-    asking = _WAITING * full * pool.slots
-    for _ in range(asking):
-        ask()
-    time.sleep(min(0.3, seconds / 4))  # until batches are full
-    before, started = done[0], time.perf_counter()
-    time.sleep(seconds)
-    rate = (done[0] - before) / (time.perf_counter() - started)
-    over.set()
-    for _ in range(asking):
-        left.acquire()
-    if failures:
-        raise failures[0]
-    return rate
+def _apart(outputs: Tensors, count: int) -> list[Tensors]:
+    return [{name: value[index : index + 1] for name, value in outputs.items()} for index in range(count)]
 
 
 def _server(machine: Machine, report: Report, plan: bytes, bare: list[float]) -> None:

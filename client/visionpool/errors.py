@@ -153,5 +153,6 @@ class ConnectionFailed(VisionpoolError):
 
 
 def subclasses(root: type[VisionpoolError] = VisionpoolError) -> list[type[VisionpoolError]]:
-    """`root` and all classes below it, parents first."""
-    return [root, *(below for child in root.__subclasses__() for below in subclasses(child))]
+    """`root` and all classes of this module below it, parents first. What others derive from them counts as its parent."""
+    ours = (child for child in root.__subclasses__() if child.__module__ == __name__)
+    return [root, *(below for child in ours for below in subclasses(child))]

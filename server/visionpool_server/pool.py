@@ -72,9 +72,8 @@ class Pool:
         self._places = options.max_queue_size + sum(group.engine.max_batch_size * group.count for group in groups)
         self._quick_bytes = min((group.engine.quick_bytes for group in groups), default=0)
         self._idle: list[Execution] = []  # of `run_at_once`
-        self._queue = self._queue_of(
-            self._places
-        )  # who was admitted is not refused here, after its picture was decoded
+        # Who was admitted is not refused by the queue, after its picture was decoded.
+        self._queue = self._queue_of(self._places)
         self._workers: list[Worker] = []
         self._exited: list[Worker] = []
         lock = RLock()

@@ -121,7 +121,7 @@ PrecisionFlag = Annotated[
     Precision | None,
     typer.Option(
         envvar="VISIONPOOL_PRECISION",
-        help="Unset: f32 on the CPU, elsewhere the device's own.",
+        help="Unset: f32 on the CPU, as in the file on NVIDIA's GPUs, elsewhere the device's own.",
         rich_help_panel=_MODELS,
     ),
 ]

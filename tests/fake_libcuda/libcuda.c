@@ -534,6 +534,7 @@ EXPORT Status cuStreamWaitEvent(void *handle, void *waited, unsigned flags) {
 EXPORT Status cuEventCreate(void **event, unsigned flags) {
     PLAIN("cuEventCreate");
     IN_CONTEXT;
+    if ((flags | 2) != 3) return misuse("an event for which the host spins", CUDA_ERROR_INVALID_VALUE);
     Object *made = create(EVENT);
     made->timed = !(flags & 2);
     *event = made;

@@ -5,7 +5,9 @@ from __future__ import annotations
 from threading import Barrier, Thread
 
 import numpy as np
+from visionpool_server.cuda.driver import open_driver
 from visionpool_server.cuda.errors import OutOfMemory
+from visionpool_server.cuda.gpu import Gpu
 
 from tests.fake_libcuda.common import ONE, On, increments, refused, run, step
 
@@ -63,6 +65,21 @@ def contexts_of_threads(on: On) -> None:
         stream.synchronize()
     run(gpu.close)
     assert not problems, problems
+
+
+def kept_for_libraries(on: On) -> None:
+    """The context is the same one as long as the process lives, however often a Gpu is opened in it, by whichever driver."""
+    on.driver.device_count()
+    for driver in (on.driver, open_driver(on.driver.name), on.driver):
+        Gpu(driver, 0, for_libraries=True).close()
+        assert on.fake.left() == {"context": 1}
+    assert on.fake.calls("cuDevicePrimaryCtxRetain") == 1 + 3
+    assert on.fake.calls("cuDevicePrimaryCtxRelease") == 3
+    on.fake.fail("cuDevicePrimaryCtxRetain", 1, 46)
+    with refused(call="cuDevicePrimaryCtxRetain", status="CUDA_ERROR_DEVICE_UNAVAILABLE"):
+        Gpu(on.driver, 1, for_libraries=True)
+    Gpu(on.driver, 1, for_libraries=True).close()  # it is tried again
+    assert on.fake.left() == {"context": 2}
 
 
 def device_twice(on: On) -> None:

@@ -8,7 +8,6 @@ is lent for minutes be the first to run them.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,8 @@ from visionpool_server.cuda.gpu import Gpu
 
 from tests.cpu_kernels import compiled_kernel
 from tests.fake_tensorrt import FakeTensorRt
-from tests.gpu.stand_in import build_plan
+from tests.gpu.stand_in import STAND_IN, build_plan
 from tests.ort_device import OrtDriver
-
-STAND_IN = os.environ.get("VISIONPOOL_GPU_STAND_IN") == "1"
 
 
 @dataclass(frozen=True)

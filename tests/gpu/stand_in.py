@@ -1,7 +1,8 @@
-"""Plans of the fake TensorRT in the place of built ones, to try the tests themselves."""
+"""Whether these tests run on stand-ins, to try the tests themselves; and plans of the fake TensorRT in place of built ones."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from visionpool_server.backends.tensorrt.profiles import Profile
 
 from tests.fake_tensorrt import make_plan
 
+STAND_IN = os.environ.get("VISIONPOOL_GPU_STAND_IN") == "1"
 _BY_NUMBERS = ("NonZero", "NonMaxSuppression")  # their outputs' sizes follow from the numbers
 
 

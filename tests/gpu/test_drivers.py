@@ -13,6 +13,8 @@ from visionpool_server.cuda.gpu import Gpu, Kernel
 from visionpool_server.cuda.pictures import KERNEL, PictureBatch, kernel_image
 from visionpool_server.imaging.recipe import Arithmetic
 
+from tests.gpu.stand_in import STAND_IN
+
 MEGABYTE = 1 << 20
 SPIN = r"""
 extern "C" __global__ void spin(long long cycles, unsigned int* done) {
@@ -62,7 +64,7 @@ def test_bytes_go_up_and_come_back(gpu: Gpu) -> None:
 
 def test_events_order_streams_and_tell_the_time(gpu: Gpu) -> None:
     one, other = gpu.stream(), gpu.stream()
-    size = 32 * MEGABYTE
+    size = MEGABYTE if STAND_IN else 32 * MEGABYTE
     host, back, buffer = gpu.pinned(size), gpu.pinned(size), gpu.buffer(size)
     start, copied, end = (gpu.event(timing=True) for _ in range(3))
     for turn in range(1, 6):
@@ -117,7 +119,12 @@ def test_arguments_arrive_as_the_kernel_declares_them(gpu: Gpu, kernels: dict[st
         host.bytes[: 4 * count] = array.view(np.uint8)
         buffer.upload(host, 4 * count, stream)
         stream.synchronize()
-    arguments = [np.uint64(buffers[0].address), np.uint64(buffers[1].address), np.float32(2.5), np.int32(count)]
+    arguments: list[np.generic] = [
+        np.uint64(buffers[0].address),
+        np.uint64(buffers[1].address),
+        np.float32(2.5),
+        np.int32(count),
+    ]
     kernels["add"].launch((-(-count // 256), 1, 1), (256, 1, 1), arguments, stream)
     buffers[0].download(host, 4 * count, stream)
     stream.synchronize()

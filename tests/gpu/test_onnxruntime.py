@@ -24,7 +24,7 @@ from visionpool_server.cuda.gpu import Gpu
 from visionpool_server.imaging.recipe import Arithmetic, Letterbox, Recipe
 
 from tests import tiny_models
-from tests.gpu.conftest import STAND_IN
+from tests.gpu.stand_in import STAND_IN
 from tests.real_server import Server, serving
 from tests.test_tensorrt_serving import body
 
@@ -43,7 +43,7 @@ def loaded(any_driver: Driver, provider: Provider, tmp_path: Path) -> Iterator[t
 
 
 def engine_on(driver: Driver, provider: Provider, onnx: Path, **options: Any) -> OnnxRuntimeEngine:
-    gpu = Gpu(driver, 0)
+    gpu = Gpu(driver, 0, for_libraries=True)
     try:
         return load_on(Source(onnx), LoadOptions(device="cuda:0", **options), provider, gpu)
     except BaseException:
@@ -133,7 +133,7 @@ def pixels(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 def test_memory_is_back_once_an_engine_is_closed(any_driver: Driver, provider: Provider, tmp_path: Path) -> None:
     onnx = tiny_models.classifier(tmp_path / "m.onnx", size=64)
-    watch, after = Gpu(any_driver, 0), []
+    watch, after = Gpu(any_driver, 0, for_libraries=True), []
     for _ in range(4):
         engine = engine_on(any_driver, provider, onnx)
         context = engine.clone()
@@ -266,7 +266,7 @@ def test_a_thousand_requests_of_every_kind_lose_nothing(server: Server) -> None:
                 return "picture"
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        kinds = list(threads.map(ask, range(200 if STAND_IN else REQUESTS)))
+        kinds = list(threads.map(ask, range(80 if STAND_IN else REQUESTS)))
     assert set(kinds) == {"tensors", "refused", "picture"}
 
 

@@ -20,8 +20,8 @@ from benchmarks.on_gpu.models import INPUT, picture, tensors
 from benchmarks.on_gpu.overlap import Fed, overlaps
 from benchmarks.on_gpu.pictures import RECIPES, left_to_gpu
 from benchmarks.on_gpu.timeline import TimedDriver, merged
-from tests.gpu import stand_in
-from tests.gpu.conftest import STAND_IN
+from tests.gpu.stand_in import STAND_IN
+from tests.gpu.stand_in import build_plan as fake_plan
 
 BATCHES = 8
 
@@ -54,9 +54,9 @@ def test_a_worker_uploads_the_next_batch_while_tensorrt_computes(api: Api, any_d
     onnx = memory.resnet50(tmp_path / "resnet50.onnx", width=4 if STAND_IN else 64)
     shape = (rows, 3, memory.SIZE, memory.SIZE)
     timed = TimedDriver(any_driver)
-    gpu = Gpu(timed.as_driver(), 0)
+    gpu = Gpu(timed.as_driver(), 0, for_libraries=True)
     settings = TensorRtSettings(cuda_graphs=False, compute_capability=("current",) if api.rtx else ())
-    build: Callable[..., bytes] = stand_in.build_plan if STAND_IN else build_plan
+    build: Callable[..., bytes] = fake_plan if STAND_IN else build_plan
     with gpu.current():
         plan = build(api, onnx, [{INPUT: ShapeRange(shape, shape, shape)}], settings)
     engine = TensorRtEngine(api, plan, LoadOptions(device="cuda:0", max_batch_size=rows), settings, gpu)

@@ -11,7 +11,7 @@ from visionpool_server.cuda.gpu import Gpu
 from visionpool_server.cuda.pictures import Layout, PictureBatch
 from visionpool_server.imaging.recipe import Arithmetic, Recipe, Step
 
-from tests.gpu.conftest import STAND_IN
+from tests.gpu.stand_in import STAND_IN
 from tests.test_picture_kernel import BGR, IMAGENET, RAW, RECIPES, batches, on_gpu, random_picture
 
 

@@ -25,7 +25,7 @@ from visionpool_server.cuda.gpu import Gpu
 from visionpool_server.imaging.recipe import Arithmetic, Letterbox, Recipe
 
 from tests import tiny_models
-from tests.gpu.conftest import STAND_IN
+from tests.gpu.stand_in import STAND_IN
 from tests.tiny_models import Graph
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tensorrt_plugin/soft_threshold.py"
@@ -140,7 +140,7 @@ def heavy(path: Path, *, layers: int = 4, width: int = 2048) -> Path:
 def test_contexts_share_the_weights_of_one_engine(api: Api, any_driver: Driver, plans: Path, tmp_path: Path) -> None:
     path = heavy(tmp_path / "heavy.onnx", width=512 if STAND_IN else 2048)
     weights = path.stat().st_size
-    watch = Gpu(any_driver, 0)
+    watch = Gpu(any_driver, 0, for_libraries=True)
     x = np.random.default_rng(1).standard_normal((1, 512 if STAND_IN else 2048), np.float32)
     before = watch.memory()[0]
     with engine_of(path, plans) as engine:

@@ -50,6 +50,11 @@ STATUS: dict[type[errors.VisionpoolError], Status] = {
 }
 
 
+def status_of(error: errors.VisionpoolError) -> Status:
+    """Of its class, or of the nearest one above that is in the table."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
 def error_response(error: errors.VisionpoolError) -> Response:
     """The error as HTTP: its status, and the body `{"error": {"code", "message", "hint"}}`."""
     body = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
@@ -58,7 +63,7 @@ def error_response(error: errors.VisionpoolError) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     elif isinstance(error, errors.Unavailable):
         headers["Retry-After"] = "1"
-    return Response(orjson.dumps(body), STATUS[type(error)].http, headers, "application/json")
+    return Response(orjson.dumps(body), status_of(error).http, headers, "application/json")
 
 
 def unexpected_response(request: Request, error: Exception) -> Response:

@@ -18,9 +18,8 @@ from visionpool.errors import BackendUnavailable, InvalidModel
 
 from visionpool_server.imaging.recipe import Arithmetic
 
-os.environ.setdefault(
-    "ORT_DISABLE_TELEMETRY", "1"
-)  # ONNX Runtime writes a device's id under HOME otherwise, when imported
+# ONNX Runtime writes a device's id under HOME otherwise, when imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Tensors = Mapping[str, NDArray[Any]]
 Precision = Literal["f32", "bf16", "f16", "int8"]  # int8: of a model that was quantised before

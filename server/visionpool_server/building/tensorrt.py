@@ -53,7 +53,9 @@ def runner(device: str | None) -> Runner:
 def check_file(weights: Path) -> None:
     """Raises InvalidModel for anything but ONNX files, and Paddle 3's programs, which are converted to it."""
     if is_engine(weights):
-        raise InvalidModel(f"{weights.name} is a TensorRT engine already", hint="serve it, or build from its .onnx file")
+        raise InvalidModel(
+            f"{weights.name} is a TensorRT engine already", hint="serve it, or build from its .onnx file"
+        )
     if weights.suffix not in AS_ONNX:
         raise InvalidModel(
             f"TensorRT is built from ONNX files, and this is {weights.name}",
@@ -156,15 +158,9 @@ def _engine_without_gpu(weights: Path, asked: LoadOptions, precision: Precision,
     options = replace(asked, device=FIRST_GPU, precision=precision)
     file = read_onnx(weights)
     profiles = profiles_of(file.inputs, options).each
-    plan = build_plan(
-        *(api, weights, profiles, settings), precision=precision, progress=notify, plugins=options.plugins
-    )
+    plan = build_plan(api, weights, profiles, settings, precision=precision, progress=notify, plugins=options.plugins)
     nowhere = Properties("any", (0, 0), 0, 0, "")  # such an engine's name does not depend on the GPU
-    name = plan_name(
-        *(api, weights, nowhere, profiles, settings),
-        precision=precision,
-        external=file.external,
-        plugins=options.plugins,
-    )
+    plugins, external = options.plugins, file.external
+    name = plan_name(api, weights, nowhere, profiles, settings, precision=precision, external=external, plugins=plugins)
     write_plan(weights.parent / name, plan, signature_of(file))
     return f"{api.title} built {name} without a GPU, {len(plan) / 1e6:.1f} MB"

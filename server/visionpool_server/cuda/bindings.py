@@ -18,6 +18,7 @@ from visionpool_server.cuda.driver import Grid, Handle, Properties
 from visionpool_server.cuda.errors import CudaError, NoDriver, no_library, not_initialised, refused, too_old
 
 _STARTING = Lock()  # until 12.9.8, threads whose first calls coincide see half of what cuda-bindings looks up
+_KEPT: set[int] = set()  # the devices whose context this process never gives back
 _SLOT = 16  # bytes, for each argument of a kernel
 _PADDING = {size: bytes(_SLOT - size) for size in (1, 2, 4, 8, 16)}
 
@@ -61,6 +62,12 @@ class BindingsDriver:
     def release(self, ordinal: int) -> None:
         _call(cu.cuDevicePrimaryCtxRelease, self._device(ordinal))
 
+    def keep(self, ordinal: int) -> None:
+        with _STARTING:
+            if ordinal not in _KEPT:
+                _call(cu.cuDevicePrimaryCtxRetain, self._device(ordinal))
+                _KEPT.add(ordinal)
+
     def push(self, context: Handle) -> None:
         _call(cu.cuCtxPushCurrent, context)
 
@@ -93,8 +100,8 @@ class BindingsDriver:
         _call(cu.cuStreamSynchronize, stream)
 
     def create_event(self, *, timing: bool = False) -> Handle:
-        flags = cu.CUevent_flags
-        return _call(cu.cuEventCreate, int(flags.CU_EVENT_DEFAULT if timing else flags.CU_EVENT_DISABLE_TIMING))
+        flags = cu.CUevent_flags.CU_EVENT_BLOCKING_SYNC
+        return _call(cu.cuEventCreate, int(flags if timing else flags | cu.CUevent_flags.CU_EVENT_DISABLE_TIMING))
 
     def destroy_event(self, event: Handle) -> None:
         _call(cu.cuEventDestroy, event)

@@ -11,20 +11,19 @@ import ctypes
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from visionpool.errors import BackendUnavailable, VisionpoolError
+from visionpool.errors import BackendUnavailable
 
 _WHEELS = "nvidia/cu*/lib", "nvidia/cuda_nvrtc/lib", "nvidia/cu*/bin", "nvidia/cuda_nvrtc/bin"  # where they lay it
 _FILES = "libnvrtc.so.*", "nvrtc64_*.dll"
 _SONAMES = "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"  # of a toolkit that the system's loader knows
 
 
-class CompilationFailed(VisionpoolError):
+class CompilationFailed(ValueError):
     """The source is wrong. `log`: what the compiler said, line by line."""
-
-    code = "compilation_failed"
 
     def __init__(self, name: str, arch: str, log: str) -> None:
         super().__init__(f"{name} does not compile for {arch}:\n{log}")
@@ -54,6 +53,10 @@ class Nvrtc:
 
         Products and sums are not fused, so that they round as they do on a CPU. Raises CompilationFailed.
         """
+        with ThreadPoolExecutor(1) as thread:  # NVRTC leaves its thread in the locale C, where Python reads files as ASCII
+            return thread.submit(self._compile, source, arch, name, options).result()
+
+    def _compile(self, source: str, arch: str, name: str, options: Sequence[str]) -> bytes:
         flags = [f"--gpu-architecture={arch}", "--fmad=false", "--std=c++17", *options]
         program = ctypes.c_void_p()
         self._call("nvrtcCreateProgram", ctypes.byref(program), source.encode(), name.encode(), 0, None, None)

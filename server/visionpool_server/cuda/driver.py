@@ -2,7 +2,7 @@
 
 Handles are plain: addresses, streams and their kin are the driver's own numbers, which TensorRT and ONNX Runtime take. Nothing
 is owned at this level: `gpu.py` sees to lifetimes. Every call raises CudaError where the driver refuses, and all but
-`device_count`, `properties`, `retain` and `release` need a context that is current on the calling thread (`push`).
+`device_count`, `properties`, `retain`, `release` and `keep` need a context that is current on the calling thread (`push`).
 
 Reference: the CUDA Driver API, whose functions each docstring names.
 """
@@ -55,6 +55,10 @@ class Driver(Protocol):
     def release(self, ordinal: int) -> None:
         """cuDevicePrimaryCtxRelease, once for each `retain`."""
 
+    def keep(self, ordinal: int) -> None:
+        """cuDevicePrimaryCtxRetain, once a process, and never released: the last release would reset the context, and with it
+        what libraries hold in it for themselves."""
+
     def push(self, context: Handle) -> None:
         """cuCtxPushCurrent: current on this thread, until `pop`."""
 
@@ -86,7 +90,8 @@ class Driver(Protocol):
         """cuStreamSynchronize, without the GIL: until all that the stream was told is done. Raises what failed of it."""
 
     def create_event(self, *, timing: bool = False) -> Handle:
-        """cuEventCreate, with CU_EVENT_DISABLE_TIMING unless it is to be timed."""
+        """cuEventCreate with CU_EVENT_BLOCKING_SYNC, and CU_EVENT_DISABLE_TIMING unless it is to be timed: a host that waits
+        leaves its core, which decodes pictures meanwhile, to others."""
 
     def destroy_event(self, event: Handle) -> None:
         """cuEventDestroy."""

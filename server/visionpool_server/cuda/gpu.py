@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from threading import Lock
+from threading import RLock
 from typing import TypeVar
 
 import numpy as np
@@ -29,9 +29,13 @@ Held = TypeVar("Held", bound="Resource")
 
 
 class Gpu:
-    """Raises NoDriver where there is no such device, CudaError where its context cannot be made."""
+    """Raises NoDriver where there is no such device, CudaError where its context cannot be made.
 
-    def __init__(self, driver: Driver, ordinal: int) -> None:
+    `for_libraries`: TensorRT or ONNX Runtime works in the context, too. It then stays when the last Gpu is closed, since what
+    they hold in it for the whole process would be stale when the next one is opened.
+    """
+
+    def __init__(self, driver: Driver, ordinal: int, *, for_libraries: bool = False) -> None:
         count = driver.device_count()
         if not 0 <= ordinal < count:
             raise no_device(ordinal, [driver.properties(i).name for i in range(count)])
@@ -39,8 +43,10 @@ class Gpu:
         self.ordinal = ordinal
         self.properties: Properties = driver.properties(ordinal)
         self._held: dict[int, Resource] = {}  # in the order in which they were made
-        self._lock = Lock()
+        self._lock = RLock()  # what is collected as garbage meanwhile may close this, on this very thread
         self._closed = False
+        if for_libraries:
+            driver.keep(ordinal)
         self._context = driver.retain(ordinal)  # last: nothing fails after it
 
     @contextmanager
@@ -147,7 +153,8 @@ class Resource:
     @property
     def handle(self) -> Handle:
         """The driver's own for it. Raises ValueError once it is closed."""
-        self.require_open()
+        if not self._open:
+            self.require_open()
         return self._handle
 
     def require_open(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from itertools import count
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ import numpy as np
 from visionpool_server.cuda.driver import Grid, Handle, Properties
 from visionpool_server.cuda.errors import CudaError, NoDriver, no_library, not_initialised, refused, too_old
 
+_KEEPING = Lock()
+_KEPT: set[int] = set()  # the devices whose context this process never gives back
 _READ, _WRITE = 0x100, 0x200  # PyBUF_READ, PyBUF_WRITE
 _of_memory = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 _memoryview_of = _of_memory(("PyMemoryView_FromMemory", ctypes.pythonapi))
@@ -58,7 +60,7 @@ class PycudaDriver:
         self._cuda = _import()
         self._held = _Held()
         self._numbers = count(1)
-        self._lock = Lock()  # of what is retained
+        self._lock = RLock()  # of what is retained; what is collected as garbage meanwhile may release
         atexit.register(_abandon, self._held)
 
     def device_count(self) -> int:
@@ -101,6 +103,13 @@ class PycudaDriver:
         _keep_for_ever(retained.context)
         if status := _library().cuDevicePrimaryCtxRelease_v2(ordinal):
             raise refused("cuDevicePrimaryCtxRelease", _status_name(status))
+
+    def keep(self, ordinal: int) -> None:
+        with _KEEPING:
+            if ordinal not in _KEPT:  # not by pycuda, which would give it back at the end
+                if status := _library().cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), ordinal):
+                    raise refused("cuDevicePrimaryCtxRetain", _status_name(status))
+                _KEPT.add(ordinal)
 
     def push(self, context: Handle) -> None:
         self._switch(self._find(self._held.contexts, context, "cuCtxPushCurrent").context.push)
@@ -154,9 +163,9 @@ class PycudaDriver:
         self._call(self._stream(stream, "cuStreamSynchronize").synchronize)
 
     def create_event(self, *, timing: bool = False) -> Handle:
-        flags = self._cuda.event_flags
-        number = next(self._numbers)
-        self._held.events[number] = self._call(self._cuda.Event, flags.DEFAULT if timing else flags.DISABLE_TIMING)
+        flags, number = self._cuda.event_flags, next(self._numbers)
+        said = flags.BLOCKING_SYNC if timing else flags.BLOCKING_SYNC | flags.DISABLE_TIMING
+        self._held.events[number] = self._call(self._cuda.Event, said)
         return number
 
     def destroy_event(self, event: Handle) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Lock
+from threading import RLock
 
 from visionpool_server.cuda.driver import open_driver
 from visionpool_server.cuda.errors import NoDriver
@@ -11,7 +11,7 @@ from visionpool_server.cuda.gpu import Gpu
 
 def open_gpu(ordinal: int) -> Gpu:
     """Raises NoDriver where there is no driver, no Python package for it, or no such device."""
-    return Gpu(open_driver(), ordinal)
+    return Gpu(open_driver(), ordinal, for_libraries=True)
 
 
 def cuda_devices() -> tuple[str, ...]:
@@ -28,7 +28,7 @@ class Lease:
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
         self._users = 1  # the engine
-        self._lock = Lock()
+        self._lock = RLock()  # contexts that are collected as garbage give, on any thread at any moment
 
     def take(self) -> None:
         with self._lock:

@@ -23,6 +23,7 @@ from visionpool_server.backends.tensorrt.buffers import BufferSet, Closing, clos
 from visionpool_server.backends.tensorrt.feeds import Feeds
 from visionpool_server.backends.tensorrt.graphs import Graphs
 from visionpool_server.backends.tensorrt.loaded import Loaded
+from visionpool_server.backends.tensorrt.outputs import Allocator
 from visionpool_server.backends.tensorrt.ranges import Shapes
 from visionpool_server.backends.tensorrt.reserve import reserve
 from visionpool_server.backends.tensorrt.results import Results
@@ -65,7 +66,8 @@ class TensorRtContext:
         self._graphs = self._hold(Graphs(loaded, memory)) if memory else None
         self._sets = [self._hold(BufferSet(gpu, loaded.tensors)) for _ in range(DEPTH)]
         self._feeds = [self._hold(Feeds(loaded, buffers)) for buffers in self._sets]
-        self._results = [Results(loaded, buffers) for buffers in self._sets]
+        allocators: dict[str, Allocator] = {}
+        self._results = [Results(loaded, buffers, allocators) for buffers in self._sets]
         reserve(loaded, self._runner, self._sets, self._compute)
 
     def _shared_memory(self) -> DeviceBuffer:
@@ -186,9 +188,11 @@ class TensorRtContext:
         if not self._open:
             return
         self._open = False
-        with self._loaded.gpu.current():
-            self._free()
-        self._on_close(self)
+        try:
+            with suppress(CudaError), self._loaded.gpu.current():  # where the device is lost, there is nothing left to free
+                self._free()
+        finally:
+            self._on_close(self)
 
     def _free(self) -> None:
         for stream in (one for one in self._held if isinstance(one, Stream)):

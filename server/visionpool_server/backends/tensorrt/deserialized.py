@@ -54,7 +54,7 @@ def asked(file: PlanFile) -> Signature:
     api = find_api(library_of(file))
     refusal: UnusablePlan | None = None
     for ordinal in range(driver.device_count()):
-        gpu = Gpu(driver, ordinal)
+        gpu = Gpu(driver, ordinal, for_libraries=True)
         try:
             return signature_of(_tensors(api, file.plan, gpu), file.metadata)
         except UnusablePlan as error:

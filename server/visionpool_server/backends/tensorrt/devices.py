@@ -42,6 +42,6 @@ def open_gpu(device: str) -> Gpu:
     ordinal = ordinal_of(device)
     driver = driver_of(ordinal)
     try:
-        return Gpu(driver, ordinal)
+        return Gpu(driver, ordinal, for_libraries=True)
     except CudaError as error:
         raise BackendUnavailable(f"{device} cannot be used: {error}", hint="nvidia-smi shows who uses it") from error

@@ -192,10 +192,10 @@ def _stream_weights(engine: Any, settings: TensorRtSettings) -> None:
     if settings.weight_streaming is False or not engine.streamable_weights_size:
         return
     budget = settings.weight_streaming
-    if budget is True:
-        engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
-    else:
-        engine.weight_streaming_budget_v2 = min(budget << 20, engine.streamable_weights_size)
+    most = engine.streamable_weights_size
+    # The binding gives the automatic budget as 32 bits with a sign, though TensorRT has 64: what is more comes out negative.
+    said = engine.get_weight_streaming_automatic_budget() % (1 << 32) if budget is True else budget << 20
+    engine.weight_streaming_budget_v2 = min(said, most)
 
 
 def _black(image: ImageInput, shape: Sequence[int]) -> np.ndarray[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from visionpool_server.backends import ImageInput
@@ -23,6 +23,12 @@ class Loaded:
     ranges: Ranges
     image: ImageInput | None
     graphs: bool
+    inputs: tuple[Tensor, ...] = field(init=False)  # of the `tensors`, as are the outputs
+    outputs: tuple[Tensor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inputs = tuple(tensor for tensor in self.tensors if tensor.is_input)
+        self.outputs = tuple(tensor for tensor in self.tensors if not tensor.is_input)
 
     def close(self) -> None:
         """Lets go of the engine, whoever still knows of this."""
@@ -31,11 +37,3 @@ class Loaded:
     @property
     def device(self) -> str:
         return f"cuda:{self.gpu.ordinal}"
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return tuple(tensor for tensor in self.tensors if tensor.is_input)
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        return tuple(tensor for tensor in self.tensors if not tensor.is_input)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from typing import Any
 
 from visionpool_server.backends.tensorrt.api import Api
@@ -51,7 +51,7 @@ class _Collectors:
 
     def __init__(self) -> None:
         self._open: list[Errors] = []
-        self._lock = Lock()
+        self._lock = RLock()  # what is collected as garbage meanwhile may complain, too, on this very thread
 
     @contextmanager
     def collected(self) -> Iterator[Errors]:

@@ -14,28 +14,28 @@ class Allocator(Protocol):
 
     shape: tuple[int, ...] | None
 
-    def expect(self) -> None:
-        """Before each inference."""
+    def expect(self, slot: Slot) -> None:
+        """Before each inference: it gives the device memory of `slot`, which grows where it has to."""
 
     def raise_refusal(self) -> None:
         """Why there was no memory, where there was none."""
 
 
-def allocator(api: Api, slot: Slot) -> Allocator:
-    """Gives the device memory of `slot`, which grows where it has to."""
-    made: Allocator = _class(api.trt)(slot)
+def allocator(api: Api) -> Allocator:
+    """For one output of one trt.IExecutionContext, whichever set of buffers is filled: TensorRT asks it before `enqueue` returns."""
+    made: Allocator = _class(api.trt)()
     return made
 
 
 @cache
 def _class(trt: Any) -> Any:
     class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc]  # its base is found at run time
-        def __init__(self, slot: Slot) -> None:
+        def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
-            self._slot = slot
-            self.expect()
+            self._slot: Slot | None = None
 
-        def expect(self) -> None:
+        def expect(self, slot: Slot) -> None:
+            self._slot = slot
             self.shape: tuple[int, ...] | None = None
             self._error: Exception | None = None
 
@@ -58,6 +58,7 @@ def _class(trt: Any) -> Any:
             stream: int,  # noqa: ARG002
         ) -> int:
             try:
+                assert self._slot is not None
                 return self._slot.device(size).address
             except Exception as error:
                 self._error = error.with_traceback(None)

@@ -79,10 +79,18 @@ def _profile(engine: Any, inputs: Sequence[Tensor], index: int) -> Profile:
             shapes[tensor.name] = ShapeRange(low, best, high)
         else:
             shapes[tensor.name] = ShapeRange(tensor.shape, tensor.shape, tensor.shape)
-        # The profile comes before the name here, whatever the binding's documentation says.
-        if tensor.on_host and (said := engine.get_tensor_profile_values(index, tensor.name)):
+        if tensor.on_host and (said := _said_values(engine, tensor.name, index)):
             values[tensor.name] = ShapeRange(*(tuple(each) for each in said))
     return Profile(shapes, values)
+
+
+def _said_values(engine: Any, name: str, index: int) -> Sequence[Sequence[int]]:
+    """The least, the best and the largest numbers of an input that is read in RAM; empty where the plan says none."""
+    try:
+        # The profile comes before the name here, whatever the binding's documentation says.
+        return engine.get_tensor_profile_values(index, name)  # type: ignore[no-any-return]
+    except RuntimeError:  # of an input that is in RAM and says no shape, or whose own length is open
+        return ()
 
 
 def _within(sizes: tuple[int, ...], allowed: ShapeRange | None) -> bool:

@@ -14,12 +14,15 @@ from visionpool_server.cuda.gpu import Stream
 
 
 class Results:
-    """The outputs of one set of buffers. What only the numbers size gets its memory by an allocator."""
+    """The outputs of one set of buffers. What only the numbers size gets its memory by an allocator.
 
-    def __init__(self, loaded: Loaded, buffers: BufferSet) -> None:
+    `allocators`: by output, of all that use the same Runner; made where they are first needed.
+    """
+
+    def __init__(self, loaded: Loaded, buffers: BufferSet, allocators: dict[str, Allocator]) -> None:
         self._loaded = loaded
         self._buffers = buffers
-        self._allocators: dict[str, Allocator] = {}
+        self._allocators = allocators
         self._shapes: Shapes = {}
 
     def expect(self, shapes: Shapes) -> None:
@@ -29,8 +32,8 @@ class Results:
             slot = self._buffers.slots[name]
             if self._is_open(name):
                 if name not in self._allocators:
-                    self._allocators[name] = allocator(self._loaded.api, slot)
-                self._allocators[name].expect()
+                    self._allocators[name] = allocator(self._loaded.api)
+                self._allocators[name].expect(slot)
             else:
                 slot.pinned(slot.tensor.size(shape))
                 if not slot.tensor.on_host:

@@ -25,6 +25,7 @@ class Runner:
         self.profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._allocators: dict[str, Any] = {}
         self._outputs: Shapes = {}
 
     def _created(self, memory: DeviceBuffer | None) -> Any:
@@ -62,7 +63,11 @@ class Runner:
             return
         self.profile, self._shapes = None, {}
         with errors(self._loaded.api) as found:
-            if not self._context.set_optimization_profile_async(profile, stream.handle):
+            try:
+                taken = self._context.set_optimization_profile_async(profile, stream.handle)
+            except RuntimeError:  # the binding's own; it never gives False
+                taken = False
+            if not taken:
                 raise InferenceFailed(f"TensorRT does not take its profile {profile}: {found.reason}")
         self.profile = profile
 
@@ -94,10 +99,16 @@ class Runner:
         self._addresses[name] = address
 
     def let_allocate(self, name: str, allocator: Any) -> None:
-        """`allocator`: a trt.IOutputAllocator, which has to stay; it is asked for an output's memory from now on."""
+        """`allocator`: a trt.IOutputAllocator; it is asked for an output's memory from now on.
+
+        Told once: the binding holds what it is given as long as the context, and each time once more.
+        """
+        if self._allocators.get(name) is allocator:
+            return
         self._addresses.pop(name, None)
         if not self._context.set_output_allocator(name, allocator):
             raise InferenceFailed(f"TensorRT does not take an allocator for {name!r}")
+        self._allocators[name] = allocator
 
     def enqueue(self, stream: Stream) -> None:
         """Raises InferenceFailed with TensorRT's reason."""
