@@ -220,6 +220,7 @@ def test_a_plain_model_is_served_with_its_own_tensors(fakes: Fakes, tmp_path: Pa
         assert failed.status_code == 500
         np.testing.assert_allclose(infer(url, "plain", sums_batch(2))["mixed"], sums().expected(sums_batch(2))["mixed"])
     assert fakes.trt.deserialised == 2  # once for its tensors' names, once to serve
+    assert fakes.driver.kept == {0}  # what TensorRT holds in the device's context outlives the model
 
 
 KINDS = {"float32": "FP32", "int64": "INT64", "bool": "BOOL"}

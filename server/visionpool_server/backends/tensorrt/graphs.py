@@ -83,6 +83,7 @@ class Graphs:
             runner.close()
             return self._give_up(error)
         try:
+            stream.synchronize()  # as trtexec does: what a first run leaves to be done later is done, and not captured
             with self._loaded.gpu.captured(stream) as graph:
                 runner.enqueue(stream)
             self._kept[key] = _Captured(runner, graph())
