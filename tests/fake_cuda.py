@@ -80,7 +80,10 @@ class _Failure:
 
 
 class FakeDriver:
-    """`calls`: how often each was made. `failed`: the calls that were made to fail. `kept`: the devices of `keep`. `graphs` False: as pycuda has none."""
+    """`calls`: how often each was made. `failed`: the calls that were made to fail. `kept`: the devices of `keep`.
+
+    `graphs` False: as pycuda has none.
+    """
 
     name = "fake"
 

@@ -295,7 +295,7 @@ class IExecutionContext:
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         if self._refused("set_optimization_profile_async", not stream_handle, "the stream is the default one"):
-            raise RuntimeError("Error in set optimization profile async.")  # as the real binding does, which never gives False
+            raise RuntimeError("Error in set optimization profile async.")  # the real binding never gives False
         self._profile, self._shapes, self._outputs = profile_index, {}, None
         return True
 

@@ -219,7 +219,7 @@ class TestRefusals:
         [
             ("model.xml", r"TensorRT is built from ONNX files, and this is model\.xml"),
             ("model.pdmodel", r"TensorRT is built from ONNX files, and this is model\.pdmodel"),
-            ("model.plan", r"model\.plan is a TensorRT engine already"),
+            ("model.plan", r"model\.plan is a TensorRT engine, built already"),
         ],
     )
     def test_a_file_that_is_no_onnx_is_not_even_loaded(self, name: str, says: str, tmp_path: Path) -> None:
@@ -235,6 +235,14 @@ class TestRefusals:
     def test_however_a_gpu_is_written_none_stands_in_for_it(self, device: str, tmp_path: Path) -> None:
         with pytest.raises(BackendUnavailable, match="driver"):
             build(Wish(Path("digits"), tmp_path / "out", "f16", backend="tensorrt", device=device))
+
+    @pytest.mark.parametrize("device", ["GPU", "NPU", "HETERO:GPU,CPU"])
+    def test_a_device_of_another_runtime(self, device: str, tmp_path: Path) -> None:
+        with pytest.raises(InvalidSetting, match=f"TensorRT runs on NVIDIA GPUs, not on {device}"):
+            build(Wish(Path("digits"), tmp_path / "out", "f16", backend="tensorrt", device=device))
+        with pytest.raises(InvalidSetting, match="OpenVINO does not run on cuda:0") as caught:
+            build(Wish(Path("digits"), tmp_path / "out", "f16", device="cuda"))
+        assert caught.value.hint == "say --backend tensorrt"
 
     @pytest.mark.parametrize("error", [InvalidModel("TensorRT does not take it"), KeyboardInterrupt()])
     def test_what_was_built_and_cannot_be_loaded_leaves_nothing(

@@ -105,10 +105,19 @@ class Pools:
     def __init__(self) -> None:
         self._made: list[tuple[Pool, FakeEngine]] = []
 
-    def __call__(self, engine: FakeEngine, workers: int = 1, beside: Sequence[FakeEngine] = (), **options: Any) -> Pool:
-        """`beside`: engines of further groups, with a worker each."""
+    def __call__(
+        self,
+        engine: FakeEngine,
+        workers: int = 1,
+        beside: Sequence[FakeEngine] = (),
+        waiting: Sequence[Job] = (),
+        **options: Any,
+    ) -> Pool:
+        """`beside`: engines of further groups, with a worker each; `waiting`: what is there before any worker."""
         groups = [Group(engine, workers), *(Group(other, 1) for other in beside)]
         pool = Pool("fake", groups, Pictures(split_by_row), PoolOptions(**options))
+        for job in waiting:
+            pool.submit(job)
         pool.start()
         self._made += [(pool, group.engine) for group in groups if isinstance(group.engine, FakeEngine)]
         return pool
@@ -396,18 +405,12 @@ class TestFaults:
         self, pools: Pools
     ) -> None:
         """Of two devices one goes on, and the other never comes back."""
-        hanging = HeldEngine(batch=4)
-        slow = FakeEngine(LoadOptions(max_batch_size=4, options={"depth": 2, "latency_ms": 5}))
-        pool = pools(hanging, 1, [slow], max_queue_size=3000)
-        colours: list[Colour] = []
-        jobs: list[Job] = []
-
-        def two_under_way() -> bool:
-            colours.extend(colours_of(4))
-            jobs.extend(submit_all(pool, colours_of(4)))
-            return len(hanging.began) == 2
-
-        eventually(two_under_way, "the one that hangs has two batches")
+        hanging, other = HeldEngine(), HeldEngine()
+        colours = colours_of(60)
+        jobs = [job_of(colour) for colour in colours]
+        pool = pools(hanging, 1, [other], jobs, max_queue_size=60)
+        eventually(lambda: len(hanging.began) == len(other.began) == 2, "both have two batches")
+        other.open.set()
         pool.close(timeout=2.0)
         outcomes = [outcome_of(job) for job in jobs]
         lost = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]

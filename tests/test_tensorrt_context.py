@@ -16,6 +16,7 @@ from visionpool_server.backends import DeepContext, Pending
 from visionpool_server.backends.tensorrt.settings import TensorRtSettings
 
 from tests.fake_cuda import Work
+from tests.fake_tensorrt import ICudaEngine, TensorLocation
 from tests.tensorrt_bench import Bench, engine_of, found, halves, reshaped, sums, sums_batch
 
 PLAIN = TensorRtSettings(cuda_graphs=False)
@@ -184,7 +185,7 @@ class TestProfiles:
         with engine_of(sums(((1, 1, 8), (1, 8, 8))), settings=PLAIN) as bench:
             context = bench.engine.clone()
             bench.trt.fail("set_optimization_profile_async")
-            with pytest.raises(InferenceFailed, match="profile 1: .*made to fail"):
+            with pytest.raises(InferenceFailed, match=r"profile 1: .*made to fail"):
                 context.infer(sums_batch(8))
             same(context.infer(sums_batch(8)), bench.made.expected(sums_batch(8)))
             context.close()
@@ -246,6 +247,21 @@ class TestOpenOutputs:
                 context.infer(self.batch(64, 1))
             same(context.infer(self.batch(64, 1)), bench.made.expected(self.batch(64, 1)))
             context.close()
+
+
+def test_an_output_in_ram_is_never_left_to_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT writes it while an inference is enqueued: a graph that is replayed would leave what another batch had there."""
+
+    def location(engine: ICudaEngine, name: str) -> TensorLocation:
+        return TensorLocation.HOST if name == "mixed" else TensorLocation.DEVICE
+
+    monkeypatch.setattr(ICudaEngine, "get_tensor_location", location)
+    with engine_of(sums()) as bench:
+        context = bench.engine.clone()
+        for rows in (2, 2, 2, 2, 5, 5, 5, 2, 2):
+            same(context.infer(sums_batch(rows, rows)), bench.made.expected(sums_batch(rows, rows)))
+        assert not bench.driver.calls["begin_capture"]
+        context.close()
 
 
 class TestInputsReadInRam:

@@ -287,6 +287,36 @@ class TestEnd:
             np.testing.assert_array_equal(seen[0], sums().expected(sums_batch(3))["mixed"])
             bench.driver.assert_clean()
 
+    def test_a_context_that_hangs_while_it_is_made_holds_nobody_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As on a device that hangs while the server is stopped: what is left ends when it comes back."""
+        asked, go_on = threading.Event(), threading.Event()
+        seen: list[NDArray[Any]] = []
+        create = ICudaEngine.create_execution_context
+
+        def hang(engine: ICudaEngine, *strategy: Any) -> Any:
+            asked.set()
+            assert go_on.wait(60)
+            return create(engine, *strategy)
+
+        def work() -> None:
+            context = bench.engine.clone()
+            seen.append(context.infer(sums_batch(3))["mixed"].copy())
+            context.close()
+
+        with engine_of(sums()) as bench:
+            monkeypatch.setattr(ICudaEngine, "create_execution_context", hang)
+            thread = threading.Thread(target=work)
+            thread.start()
+            assert asked.wait(60)
+            bench.engine.close()
+            assert bench.driver.held()["context"] == 1
+            with pytest.raises(Unavailable):
+                bench.engine.example()
+            go_on.set()
+            thread.join()
+            np.testing.assert_array_equal(seen[0], sums().expected(sums_batch(3))["mixed"])
+            bench.driver.assert_clean()
+
     def test_contexts_of_threads_that_have_ended_are_closed(self) -> None:
         with engine_of(sums()) as bench:
             thread = threading.Thread(target=lambda: bench.engine.clone().infer(sums_batch(2)))

@@ -58,7 +58,8 @@ class Builder(Protocol):
     PRECISIONS: tuple[Precision, ...]
 
     def runner(self, device: str | None) -> Runner:
-        """What both models are run by. Raises BackendUnavailable for a device that is not there."""
+        """What both models are run by. Raises BackendUnavailable for a device that is not there, InvalidSetting for one of
+        another runtime."""
 
     def check_file(self, weights: Path) -> None:
         """Raises InvalidModel for a file that is none to build from, before it is loaded."""

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from visionpool.errors import InvalidModel
+from visionpool.errors import InvalidModel, InvalidSetting
 
 from visionpool_server.backends import Precision
+from visionpool_server.backends.choice import cuda_ordinal
 from visionpool_server.building.calibration import Calibration, check_calibratable
 from visionpool_server.building.pictures import Pictures
 from visionpool_server.building.progress import Notify
 from visionpool_server.building.runner import Runner
 from visionpool_server.building.subject import Subject
+from visionpool_server.models.groups import device_of
 
 WEIGHTS = "model.xml"
 PRECISIONS: tuple[Precision, ...] = ("int8", "f16", "bf16", "f32")
 
 
 def runner(device: str | None) -> Runner:
-    """Both models are measured as they are served."""
+    """Both models are measured as they are served. Raises InvalidSetting for a device that OpenVINO never runs."""
+    device = device_of(device)
+    if device is not None and cuda_ordinal(device) is not None:
+        raise InvalidSetting(f"OpenVINO does not run on {device}", hint="say --backend tensorrt")
     return Runner(device or "CPU")
 
 

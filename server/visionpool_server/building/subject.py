@@ -19,7 +19,7 @@ from visionpool_server.building.runner import Runner
 from visionpool_server.families import Tensors
 from visionpool_server.imaging.decode import decode
 from visionpool_server.models.bundle import Bundle, read_bundle
-from visionpool_server.models.files import ModelFiles, find_models
+from visionpool_server.models.files import ModelFiles, find_models, is_engine
 from visionpool_server.models.loader import Model, load_model
 from visionpool_server.models.pipeline import is_pipeline
 from visionpool_server.models.repository import Repository
@@ -113,6 +113,7 @@ def opened(
         raise InvalidSetting(f"{path} holds several models: {names}", hint="name one of them")
     written = _check_one(found[0])
     if weights := weights_of(found[0], written):
+        _refuse_engine(weights)
         check(weights)
     opener, models = runner.opener(written), Repository()
     service = Service(models, max_pixels=max_pixels)
@@ -125,6 +126,14 @@ def opened(
     finally:
         service.close()
         models.close()
+
+
+def _refuse_engine(weights: Path) -> None:
+    if is_engine(weights):
+        raise InvalidModel(
+            f"{weights.name} is a TensorRT engine, built already",
+            hint="serve it, or build from the .onnx file it was made of",
+        )
 
 
 def _check_one(files: ModelFiles) -> Bundle:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from visionpool.errors import BackendUnavailable, InvalidModel, SetupError
+from visionpool.errors import BackendUnavailable, InvalidModel, InvalidSetting, SetupError
 
 from visionpool_server.backends import LoadOptions, Precision
 from visionpool_server.backends.choice import FIRST_GPU, cuda_ordinal
@@ -21,7 +21,6 @@ from visionpool_server.building.pictures import Pictures
 from visionpool_server.building.progress import Notify
 from visionpool_server.building.runner import Runner, stand_in
 from visionpool_server.building.subject import Subject
-from visionpool_server.models.files import is_engine
 from visionpool_server.models.groups import AS_ONNX, device_of
 
 WEIGHTS = "model.onnx"
@@ -31,15 +30,20 @@ PRECISIONS: tuple[Precision, ...] = ("int8", "f16", "f32")
 def runner(device: str | None) -> Runner:
     """TensorRT on the GPU that is asked for, or on the first; where none is asked for or there, a stand-in on the CPU.
 
-    Raises BackendUnavailable for a GPU that is asked for and not there.
+    Raises BackendUnavailable for a GPU that is asked for and not there, InvalidSetting for what is none.
     """
     from visionpool_server.backends.tensorrt.api import find_api
     from visionpool_server.backends.tensorrt.devices import driver_of
 
     device = device_of(device)
+    if device == "CPU":
+        return stand_in()
     ordinal = 0 if device is None else cuda_ordinal(device)
     if ordinal is None:
-        return stand_in()
+        raise InvalidSetting(
+            f"TensorRT runs on NVIDIA GPUs, not on {device}",
+            hint=f"--device {FIRST_GPU} measures on the first; without --device none need be here",
+        )
     try:
         driver_of(ordinal)
         find_api()
@@ -52,10 +56,6 @@ def runner(device: str | None) -> Runner:
 
 def check_file(weights: Path) -> None:
     """Raises InvalidModel for anything but ONNX files, and Paddle 3's programs, which are converted to it."""
-    if is_engine(weights):
-        raise InvalidModel(
-            f"{weights.name} is a TensorRT engine already", hint="serve it, or build from its .onnx file"
-        )
     if weights.suffix not in AS_ONNX:
         raise InvalidModel(
             f"TensorRT is built from ONNX files, and this is {weights.name}",

@@ -61,7 +61,9 @@ class TensorRtContext:
     def _make(self) -> None:
         loaded, gpu = self._loaded, self._loaded.gpu
         self._upload, self._compute, self._download = (self._hold(gpu.stream()) for _ in range(3))
-        memory = self._shared_memory() if loaded.graphs and not loaded.api.captures_itself else None
+        # What TensorRT reads or writes in RAM it does while an inference is enqueued, and no graph repeats it.
+        captured = loaded.graphs and not loaded.api.captures_itself and not any(each.on_host for each in loaded.tensors)
+        memory = self._shared_memory() if captured else None
         self._runner = self._hold(Runner(loaded, memory))
         self._graphs = self._hold(Graphs(loaded, memory)) if memory else None
         self._sets = [self._hold(BufferSet(gpu, loaded.tensors)) for _ in range(DEPTH)]
@@ -118,8 +120,7 @@ class TensorRtContext:
 
     def _enqueue(self, profile: int, shapes: Shapes, feeds: Feeds, results: Results) -> None:
         addresses = feeds.addresses() | results.addresses()
-        replayable = self._graphs is not None and not results.open and not feeds.on_host()
-        if replayable and self._graphs and self._graphs.run(profile, shapes, addresses, self._compute):
+        if self._graphs and not results.open and self._graphs.run(profile, shapes, addresses, self._compute):
             return
         self._runner.bind(addresses)
         results.offer(self._runner)
@@ -188,8 +189,8 @@ class TensorRtContext:
         if not self._open:
             return
         self._open = False
-        try:
-            with suppress(CudaError), self._loaded.gpu.current():  # where the device is lost, there is nothing left to free
+        try:  # where the device is lost, there is nothing left to free
+            with suppress(CudaError), self._loaded.gpu.current():
                 self._free()
         finally:
             self._on_close(self)

@@ -50,8 +50,10 @@ class TensorRtEngine:
     ) -> None:
         self._gpu = gpu
         self._options = options
-        self._lock = Lock()
+        self._making = Lock()  # a context: one at a time, since what TensorRT does meanwhile is its own affair
+        self._lock = Lock()  # of what follows; not held meanwhile: the device may hang
         self._contexts: set[TensorRtContext] = set()
+        self._makers = 0
         self._closing = self._ended = False
         self._runtime: Any = None
         self._loaded: Loaded | None = None
@@ -102,10 +104,19 @@ class TensorRtEngine:
     def clone(self) -> TensorRtContext:
         """Raises OutOfMemory and InferenceFailed where the device has no room for one more. Has to be closed, by the thread
         that uses it; the engine waits for that."""
-        with self._lock:  # one at a time: what TensorRT does meanwhile is its own affair
-            context = TensorRtContext(self._there(), self._ended_context)
-            self._contexts.add(context)
-            return context
+        with self._making:
+            with self._lock:
+                loaded = self._there()
+                self._makers += 1
+            try:
+                context = TensorRtContext(loaded, self._ended_context)
+                with self._lock:
+                    self._contexts.add(context)
+                return context
+            finally:
+                with self._lock:
+                    self._makers -= 1
+                self._end_if_unused()
 
     def example(self) -> Tensors:
         """Zeros that the engine takes, and ones beside a picture: of what the first profile is tuned for."""
@@ -172,7 +183,7 @@ class TensorRtEngine:
 
     def _end_if_unused(self) -> None:
         with self._lock:
-            if not self._closing or self._contexts or self._ended:
+            if not self._closing or self._contexts or self._makers or self._ended:
                 return
             self._ended = True
         with suppress(CudaError), self._gpu.current():  # where the device is lost, there is nothing left to free

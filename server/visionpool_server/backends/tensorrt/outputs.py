@@ -22,7 +22,7 @@ class Allocator(Protocol):
 
 
 def allocator(api: Api) -> Allocator:
-    """For one output of one trt.IExecutionContext, whichever set of buffers is filled: TensorRT asks it before `enqueue` returns."""
+    """For one output of one trt.IExecutionContext, whichever set of buffers is filled: it is asked before `enqueue` returns."""
     made: Allocator = _class(api.trt)()
     return made
 
