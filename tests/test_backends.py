@@ -321,6 +321,8 @@ def test_the_runtimes_own_options_are_passed_through(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="NO_SUCH"):
         load(path, "openvino", options={"NO_SUCH": "1"})
     load(path, "onnxruntime", options={"session.disable_prepacking": "1"})
+    with pytest.raises(InvalidModel, match="'NO_SUCH' is no option of ONNX Runtime on the CPU"):
+        load(path, "onnxruntime", options={"NO_SUCH": "1"})
 
 
 def test_compiled_models_are_kept_in_the_cache_folder(tmp_path: Path) -> None:

@@ -78,6 +78,15 @@ def test_everything_that_the_design_shows_can_be_written(tmp_path: Path) -> None
     assert bundle.batching.max_batch_size == 8
 
 
+@pytest.mark.parametrize("page", ["models", "nvidia", "ocr", "intel", "fastdeploy"])
+def test_what_the_documentation_shows_can_be_written(page: str) -> None:
+    text = (Path(__file__).parent.parent / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    for block in blocks:
+        Bundle.checked(page, yaml.safe_load(block))
+    assert blocks
+
+
 @pytest.mark.parametrize("url", ["grpc://host:8001", "grpcs://10.0.0.1:443", "grpc://[::1]:8001", "grpc://a-b.c_d:1"])
 def test_the_address_of_a_remote_server_is_a_url(tmp_path: Path, url: str) -> None:
     bundle = read_bundle(written(tmp_path, {"runtime": {"backend": "remote", "url": url, "model": "m"}}))

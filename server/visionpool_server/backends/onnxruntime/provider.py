@@ -66,12 +66,16 @@ class Provider:
 
     def entries(self, said: Mapping[str, Any]) -> dict[str, str]:
         """What of runtime.options is the session's. Raises InvalidModel for what cannot be set from a file."""
-        if self.on_cpu:
-            return {key: str(value) for key, value in said.items()}
-        for key in said:
+        own, entries = _split(said)
+        for key in own:
+            if self.on_cpu:  # sessions take whatever they are told, and ignore what they do not know
+                raise InvalidModel(
+                    f"runtime.options: {key!r} is no option of ONNX Runtime on the CPU",
+                    hint="its session's have a dot in their names, as session.intra_op.allow_spinning",
+                )
             if key in _REFUSED:
                 raise InvalidModel(f"runtime.options: {key} is not to be set here", hint=_REFUSED[key])
-        return _split(said)[1]
+        return entries
 
 
 def _split(said: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
