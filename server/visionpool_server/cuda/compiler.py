@@ -53,7 +53,9 @@ class Nvrtc:
 
         Products and sums are not fused, so that they round as they do on a CPU. Raises CompilationFailed.
         """
-        with ThreadPoolExecutor(1) as thread:  # NVRTC leaves its thread in the locale C, where Python reads files as ASCII
+        with ThreadPoolExecutor(
+            1
+        ) as thread:  # NVRTC leaves its thread in the locale C, where Python reads files as ASCII
             return thread.submit(self._compile, source, arch, name, options).result()
 
     def _compile(self, source: str, arch: str, name: str, options: Sequence[str]) -> bytes:
