@@ -26,10 +26,21 @@ class Serve(Protocol):
 
 @pytest.fixture(autouse=True)
 def _process_left_as_it_was() -> Iterator[None]:
-    """No test, and no library that it calls, may leave the log or the locale another for the tests that follow."""
+    """No test, and no library that it calls, may leave the log or the locale another for the tests that follow; what
+    servers and libraries of whole modules did to the log is undone before each."""
+    _restore_log()
     before = _process_state()
     yield
     assert _process_state() == before
+
+
+def _restore_log() -> None:
+    logging.disable(logging.NOTSET)  # which also forgets what loggers remember of their levels
+    for handler in logging.root.handlers:
+        handler.filters.clear()
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("visionpool_server") and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
 
 
 def _process_state() -> dict[str, object]:
