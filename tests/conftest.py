@@ -36,11 +36,15 @@ def _process_left_as_it_was() -> Iterator[None]:
 
 def _restore_log() -> None:
     logging.disable(logging.NOTSET)  # which also forgets what loggers remember of their levels
+    logging.root.setLevel(logging.WARNING)
     for handler in logging.root.handlers:
         handler.filters.clear()
+        handler.setLevel(logging.NOTSET)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("visionpool_server") and isinstance(logger, logging.Logger):
             logger.disabled, logger.propagate = False, True
+            logger.filters.clear()
+            logger.setLevel(logging.NOTSET)
 
 
 def _process_state() -> dict[str, object]:

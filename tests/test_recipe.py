@@ -224,7 +224,9 @@ def test_corners_of_the_picture_come_back_exactly(height: int, width: int, steps
     left, top = geometry.offset_x, geometry.offset_y
     right, bottom = left + width * geometry.scale_x, top + height * geometry.scale_y
     box = np.array([[left, top, right, bottom]], np.float32)
-    assert geometry.to_original(box)[0] == pytest.approx([0, 0, width, height], abs=2e-3)
+    assert geometry.to_original(box)[0] == pytest.approx(
+        [0, 0, width, height], abs=5e-3
+    )  # of 4-byte floats, twice over
 
 
 @given(
