@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -25,40 +25,14 @@ from visionpool_server.batching import Job, JobQueue
 from visionpool_server.families import split_by_row
 from visionpool_server.pool import Group, Pool, PoolOptions
 
-Colour = tuple[int, int, int]
-BOUND = 30.0  # seconds that anything here may take at most
+from tests.colour_jobs import BOUND, Colour, answer_for, assert_answered, eventually, job_of
+
 BAD: Colour = (250, 0, 0)  # the colour that faults are bound to
 FIRST: Colour = (1, 1, 1)
 
 
-def colour_of(outputs: Tensors) -> tuple[float, ...]:
-    return tuple(outputs["output0"].round(4).tolist())
-
-
-def job_of(colour: Colour, finish: Callable[[Tensors], Any] = colour_of) -> Job:
-    pixels = np.empty((8, 8, 3), np.uint8)
-    pixels[:] = colour
-    return Job({"images": pixels}, finish)
-
-
-def answer_for(colour: Colour) -> Any:
-    return pytest.approx([value / sum(colour) for value in colour], abs=1e-3)
-
-
 def colours_of(count: int) -> list[Colour]:
     return [(10 + i % 200, 200 - i % 190, 100) for i in range(count)]
-
-
-def assert_answered(jobs: Sequence[Job], colours: Sequence[Colour]) -> None:
-    for job, colour in zip(jobs, colours, strict=True):
-        assert job.future.result(BOUND) == answer_for(colour)
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < until, f"not within {BOUND:g} s: {what}"
-        time.sleep(0.005)
 
 
 class HeldEngine(FakeEngine):

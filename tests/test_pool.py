@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, wait
 from typing import Any
 
@@ -20,8 +20,8 @@ from visionpool_server.batching import Job, Tensors
 from visionpool_server.families import split_by_row
 from visionpool_server.pool import Group, Pool, PoolOptions
 
-Colour = tuple[int, int, int]
-BOUND = 30.0  # seconds that anything here may take at most
+from tests.colour_jobs import BOUND, Colour, answer_for, assert_answered, colour_of, eventually, job_of
+
 BAD: Colour = (250, 0, 0)  # the colour that faults are bound to
 Faults = dict[str, Any]
 
@@ -34,37 +34,11 @@ def good_colours(count: int) -> list[Colour]:
     return [(10 + i, 200 - i, 100) for i in range(count)]
 
 
-def colour_of(outputs: Tensors) -> tuple[float, ...]:
-    return tuple(outputs["output0"].round(4).tolist())
-
-
-def job_of(colour: Colour, finish: Callable[[Tensors], Any] = colour_of) -> Job:
-    pixels = np.empty((8, 8, 3), np.uint8)
-    pixels[:] = colour
-    return Job({"images": pixels}, finish)
-
-
-def answer_for(colour: Colour) -> Any:
-    return pytest.approx([value / sum(colour) for value in colour], abs=1e-3)
-
-
 def submit_all(pool: Pool, colours: Sequence[Colour]) -> list[Job]:
     jobs = [job_of(colour) for colour in colours]
     for job in jobs:
         pool.submit(job)
     return jobs
-
-
-def assert_answered(jobs: Sequence[Job], colours: Sequence[Colour]) -> None:
-    for job, colour in zip(jobs, colours, strict=True):
-        assert job.future.result(BOUND) == answer_for(colour)
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < until, f"not within {BOUND:g} s: {what}"
-        time.sleep(0.005)
 
 
 class Gate:
