@@ -111,7 +111,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = {"workers": 1, "batching": {"max_batch_size": 1, "max_queue_size": 1}}
     write_model(folder / "colours")
     write_model(folder / "narrow", {"latency_ms": 300}, **one)
-    write_model(folder / "slow", {"latency_ms": 1000}, **one)
+    write_model(folder / "slow", {"latency_ms": 2000}, **one)
     write_model(folder / "line", {"latency_ms": 150}, workers=1)
     write_model(folder / "queue", {"latency_ms": 250}, workers=1, batching={"max_batch_size": 1})
     write_model(folder / "failing", {"fail": [250, 0, 0]})
@@ -809,19 +809,22 @@ class TestTimeAndPlaces:
             self._has_room(over_grpc)
 
     def test_a_cancelled_request_gives_its_place_back(self, over_grpc: Triton) -> None:
-        """`slow` takes a second, and has room for two: while the first runs, the second's place is the only other one."""
+        """`slow` takes two seconds, and has room for two: while the first runs, the second's place is the only other one."""
         ended: list[str] = []
 
         def ask(name: str) -> Any:
             def end(result: Any, error: Any) -> None:
                 ended.append(f"{name} {refused(error).kind if error else 'OK'}")
 
-            return over_grpc.client.async_infer("slow", over_grpc.inputs(images=pictures((1, 2, 3))), end)
+            call = over_grpc.client.async_infer("slow", over_grpc.inputs(images=pictures((1, 2, 3))), end)
+            assert over_grpc.client.is_server_live()  # by then the server has seen the call too
+            return call
 
         ask("first")
         second = ask("second")
         ask("too many")
-        until(lambda: ended == ["too many RESOURCE_EXHAUSTED"])
+        until(lambda: bool(ended))
+        assert ended == ["too many RESOURCE_EXHAUSTED"]
         second.cancel()
         until(lambda: "second CANCELLED" in ended)
 
