@@ -12,10 +12,12 @@ from visionpool_server.backends import Precision
 from visionpool_server.models.loader import Defaults
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 ModelControl = Literal["none", "explicit"]
 
 
 _SERVER, _MODELS, _LIMITS = "Server", "Models (what a model.yaml says wins)", "Limits"
+_SECURITY, _OPERATION = "Security", "Operation"
 
 HostFlag = Annotated[
     str,
@@ -95,7 +97,91 @@ LogLevelFlag = Annotated[
     typer.Option(
         envvar="VISIONPOOL_LOG_LEVEL",
         help="What goes to stderr: this and what is worse.",
-        rich_help_panel=_SERVER,
+        rich_help_panel=_OPERATION,
+    ),
+]
+LogFormatFlag = Annotated[
+    LogFormat,
+    typer.Option(
+        envvar="VISIONPOOL_LOG_FORMAT",
+        help="text for people, json for what collects logs: one object a line.",
+        rich_help_panel=_OPERATION,
+    ),
+]
+AccessLogFlag = Annotated[
+    bool | None,
+    typer.Option(
+        envvar="VISIONPOOL_ACCESS_LOG",
+        help="A line for each request: who, what, how it ended, how long it took. Unset: with --log-format json only.",
+        rich_help_panel=_OPERATION,
+    ),
+]
+MetricsPortFlag = Annotated[
+    int | None,
+    typer.Option(
+        envvar="VISIONPOOL_METRICS_PORT",
+        min=0,
+        max=65535,
+        help="Serves /metrics and /health on a port of their own, without TLS or keys, for Prometheus and probes; 0 picks a "
+        "free one. Unset: /metrics is on the HTTP port.",
+        rich_help_panel=_OPERATION,
+    ),
+]
+DrainDelayFlag = Annotated[
+    float,
+    typer.Option(
+        envvar="VISIONPOOL_DRAIN_DELAY",
+        min=0,
+        help="Seconds after SIGTERM in which the server says that it is not ready, and goes on taking requests: the time that "
+        "load balancers need to notice.",
+        rich_help_panel=_OPERATION,
+    ),
+]
+GracePeriodFlag = Annotated[
+    float,
+    typer.Option(
+        envvar="VISIONPOOL_GRACE_PERIOD",
+        min=0,
+        help="Seconds that requests in flight get after that, before they are cut off. A second signal ends at once.",
+        rich_help_panel=_OPERATION,
+    ),
+]
+TlsCertFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        envvar="VISIONPOOL_TLS_CERT",
+        help="PEM file with the server's certificate and those that lead to its issuer: HTTPS, and gRPC over TLS. It is read "
+        "again when it changes.",
+        rich_help_panel=_SECURITY,
+    ),
+]
+TlsKeyFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key",
+        envvar="VISIONPOOL_TLS_KEY",
+        help="PEM file with its private key.",
+        rich_help_panel=_SECURITY,
+    ),
+]
+TlsClientCaFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-client-ca",
+        envvar="VISIONPOOL_TLS_CLIENT_CA",
+        help="PEM file with the issuers of clients' certificates: who shows none is turned away.",
+        rich_help_panel=_SECURITY,
+    ),
+]
+ApiKeysFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-keys",
+        envvar="VISIONPOOL_API_KEYS",
+        help="File with the keys that callers must show one of (Authorization: Bearer KEY, or X-API-Key): a line for each, KEY "
+        "or NAME:KEY. It is read again when it changes. Health checks need none.",
+        rich_help_panel=_SECURITY,
     ),
 ]
 DeviceFlag = Annotated[
@@ -201,3 +287,11 @@ class Settings:
     load_models: tuple[str, ...] = ()  # with explicit control; * is all
     trace_dir: Path | None = None
     system_shared_memory: bool = True
+    drain_delay: float = 0.0  # seconds
+    grace_period: float = 30.0  # seconds
+    metrics_port: int | None = None
+    access_log: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    api_keys: Path | None = None

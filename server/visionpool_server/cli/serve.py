@@ -59,7 +59,16 @@ def serve(
     max_body_mb: flags.MaxBodyFlag = 64,
     body_timeout: flags.BodyTimeoutFlag = 30.0,
     allow_urls: flags.AllowUrlsFlag = None,
+    tls_cert: flags.TlsCertFlag = None,
+    tls_key: flags.TlsKeyFlag = None,
+    tls_client_ca: flags.TlsClientCaFlag = None,
+    api_keys: flags.ApiKeysFlag = None,
+    drain_delay: flags.DrainDelayFlag = 0.0,
+    grace_period: flags.GracePeriodFlag = 30.0,
+    metrics_port: flags.MetricsPortFlag = None,
     log_level: flags.LogLevelFlag = "info",
+    log_format: flags.LogFormatFlag = "text",
+    access_log: flags.AccessLogFlag = None,
 ) -> None:
     """Serve models over HTTP and gRPC until SIGTERM or Ctrl-C."""
     from visionpool_server.app import App
@@ -83,6 +92,14 @@ def serve(
         load_models=tuple(load_model or ()),
         trace_dir=trace_dir,
         system_shared_memory=system_shared_memory,
+        drain_delay=drain_delay,
+        grace_period=grace_period,
+        metrics_port=metrics_port,
+        access_log=log_format == "json" if access_log is None else access_log,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        api_keys=api_keys,
     )
     progress = _Progress()
     App(wanted, on_loaded=progress.loaded, on_ready=progress.ready).run()
