@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import yaml
 
-READY = re.compile(r"visionpool is ready at (http://\S+)")
-GRPC = re.compile(r"gRPC +(\S+:\d+)")
+READY = re.compile(r"visionpool is ready at (https?://[^\s\"]+)")
+GRPC = re.compile(r"(?:gRPC +|\"grpc\":\")([^\s\"]+:\d+)")  # as text, or in a line of JSON
 START_SECONDS = 90.0
 STOP_SECONDS = 40.0
 COLOURS = ("red", "green", "blue")

@@ -12,7 +12,7 @@ import pytest
 import visionpool
 from visionpool import errors, operations
 from visionpool.http_answers import Response, read
-from visionpool.protocol import Call, Load, Patience, Pause, advance
+from visionpool.protocol import Call, Done, Load, Patience, Pause, advance
 
 from tests.scripted_server import (
     JPEG,
@@ -136,16 +136,52 @@ def test_other_failures_are_not_retried(server: FakeServer, connect: Connect, re
     assert len(server.requests) == 1
 
 
-def test_a_broken_connection_is_not_retried(server: FakeServer, connect: Connect) -> None:
-    server.script = [Reply(0), good()]
-    with pytest.raises(errors.ConnectionFailed, match=r"broke off: .+its log tells"):
-        connect(server.url).predict("m", JPEG)
+@pytest.mark.parametrize("gone", [Reply(0), page(502), page(503)], ids=["it hangs up", "502", "503"])
+def test_another_server_is_asked_in_place_of_one_that_is_gone(
+    server: FakeServer, connect: Connect, gone: Reply
+) -> None:
+    server.script = [gone, good()]
+    assert connect(server.url).predict("m", io.BytesIO(JPEG)) == RESULT
+    assert [request.body for request in server.requests] == [JPEG] * 2
+
+
+def test_a_request_with_which_two_servers_went_away_is_not_sent_to_a_third(
+    server: FakeServer, connect: Connect
+) -> None:
+    server.script = [Reply(0), busy("0.01"), Reply(0), good()]
+    with pytest.raises(errors.ConnectionFailed, match=r"broke off: .+its log tells") as caught:
+        connect(server.url, retries=9).predict("m", JPEG)
+    assert caught.value.sent
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("gone", [Reply(0), page(502)], ids=["it hangs up", "502"])
+def test_without_retries_a_server_that_is_gone_is_an_error_at_once(
+    server: FakeServer, connect: Connect, gone: Reply
+) -> None:
+    server.script = [gone, good()]
+    with pytest.raises((errors.ConnectionFailed, errors.Unavailable)):
+        connect(server.url, retries=0).predict("m", JPEG)
     assert len(server.requests) == 1
 
 
+def test_a_server_that_comes_back_in_time_is_reached() -> None:
+    steps = operations.models(Patience(timeout=30.0, retries=3))
+    nobody = errors.ConnectionFailed("nothing answers", sent=False)
+    advance(steps, None)
+    for _ in range(3):  # nothing was sent: it can be tried as often as the caller likes
+        pause = advance(steps, nobody)
+        assert isinstance(pause, Pause) and 0 < pause.seconds < 0.5
+        assert isinstance(advance(steps, None), Call)
+    assert advance(steps, []) == Done([])
+
+
 def test_nothing_listening_is_said_with_the_address(connect: Connect, free_port: int) -> None:
-    with pytest.raises(errors.ConnectionFailed, match=rf"nothing answers at http://127.0.0.1:{free_port}: .*running"):
+    with pytest.raises(
+        errors.ConnectionFailed, match=rf"nothing answers at http://127.0.0.1:{free_port}: .*running"
+    ) as caught:
         connect(f"http://name:secret@127.0.0.1:{free_port}").predict("m", JPEG)
+    assert not caught.value.sent
 
 
 def test_a_name_that_does_not_resolve_is_a_failed_connection(connect: Connect) -> None:

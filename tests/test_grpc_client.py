@@ -193,7 +193,7 @@ def test_an_error_of_something_else_is_judged_by_its_status(
 ) -> None:
     server.script = [foreign(status)]
     with pytest.raises(kind, match="from elsewhere") as caught:
-        connect(server.address).models()
+        connect(server.address, retries=0).models()
     assert type(caught.value) is kind
     assert hint in (caught.value.hint or "")
     assert len(server.requests) == 1
@@ -281,6 +281,43 @@ def test_other_failures_are_not_retried(server: ScriptedServer, connect: Connect
     with pytest.raises(errors.ServiceError):
         connect(server.address).predict("m", JPEG)
     assert len(server.requests) == 1
+
+
+def test_another_server_is_asked_in_place_of_one_that_is_gone(server: ScriptedServer, connect: Connect) -> None:
+    server.script = [foreign("UNAVAILABLE", "Socket closed"), good()]
+    assert connect(server.address).predict("m", io.BytesIO(JPEG)) == RESULT
+    assert [predict_request(server, i).pictures[0] for i in range(2)] == [JPEG] * 2
+
+
+def test_a_request_with_which_two_servers_went_away_is_not_sent_to_a_third(
+    server: ScriptedServer, connect: Connect
+) -> None:
+    server.script = [foreign("UNAVAILABLE", "Socket closed"), foreign("UNAVAILABLE", "Socket closed"), good()]
+    with pytest.raises(errors.ConnectionFailed, match="broke off") as caught:
+        connect(server.address, retries=9).predict("m", JPEG)
+    assert caught.value.sent
+    assert len(server.requests) == 2
+
+
+def test_several_servers_are_asked_in_turn_and_without_one_the_others(server: ScriptedServer, connect: Connect) -> None:
+    server.script = [good()]
+    with serving() as second:
+        second.script = [good()]
+        client = connect(f"ipv4:{server.address},{second.address}")
+        deadline = time.monotonic() + 20  # a connection to each is made meanwhile
+        while not (server.requests and second.requests) and time.monotonic() < deadline:
+            assert client.predict("m", JPEG) == RESULT
+        shares = len(server.requests), len(second.requests)
+        assert [client.predict("m", JPEG) for _ in range(10)] == [RESULT] * 10
+        assert (len(server.requests) - shares[0], len(second.requests) - shares[1]) == (5, 5)
+    assert [client.predict("m", JPEG) for _ in range(10)] == [RESULT] * 10
+
+
+def test_several_servers_of_which_none_answers_are_named(connect: Connect, free_port: int) -> None:
+    target = f"ipv4:127.0.0.1:{free_port}"
+    with pytest.raises(errors.ConnectionFailed, match=rf"nothing answers at {target}: .*running") as caught:
+        connect(target).predict("m", JPEG)
+    assert not caught.value.sent
 
 
 def test_a_slow_server_is_left_at_the_clients_own_limit(server: ScriptedServer, connect: Connect) -> None:

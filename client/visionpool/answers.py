@@ -60,13 +60,17 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The server's no. `retry_after`: seconds after which the same request may succeed, None where that is of no use."""
+    """The server's no. `retry_after`: seconds after which the same request may succeed, None where that is of no use.
+    `broke`: it was no answer, a server went away while it may have had the request."""
 
     error: errors.VisionpoolError
     retry_after: float | None = None
+    broke: bool = False
 
 
 Answer: TypeAlias = Prediction | Picture | list[ModelInfo] | ModelInfo | Health
+
+SOON = 0.05  # seconds after which another server may answer in place of one that is gone
 
 _BY_CODE = {kind.code: kind for kind in errors.subclasses()}
 

@@ -7,6 +7,7 @@
     │   ├── InvalidImage         the picture is corrupt, truncated, empty, or has a size of zero
     │   ├── UnsupportedMedia     not a picture, or of a format that is not read
     │   ├── TooLarge             more bytes or more pixels than the server takes
+    │   ├── Unauthenticated      the server wants an API key, and got none that it knows
     │   ├── NotFound             no such route
     │   │   └── ModelNotFound    no model of this name
     │   ├── MethodNotAllowed     the route exists, the method does not
@@ -72,6 +73,10 @@ class UnsupportedMedia(RequestError):
 
 class TooLarge(RequestError):
     code = "too_large"
+
+
+class Unauthenticated(RequestError):
+    code = "unauthenticated"
 
 
 class NotFound(RequestError):
@@ -149,7 +154,13 @@ class BackendUnavailable(SetupError):
 
 
 class ConnectionFailed(VisionpoolError):
+    """`sent`: the server may have had the request already, in whole or in part, when the connection broke."""
+
     code = "connection_failed"
+
+    def __init__(self, message: str, *, hint: str | None = None, sent: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.sent = sent
 
 
 def subclasses(root: type[VisionpoolError] = VisionpoolError) -> list[type[VisionpoolError]]:

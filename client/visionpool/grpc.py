@@ -56,8 +56,10 @@ class GrpcClient(Calls):
                 ...
 
     `address`: host and port, or `grpc://host:port`, or `grpcs://host:port` for TLS, with `credentials` for
-    certificates of your own. `timeout`: seconds for a call with all its retries and pauses; the server is told by
-    the deadline of each attempt. `max_message_mb` bounds an answer. May be shared between threads.
+    certificates of your own. `dns:///host:port` asks all the servers behind a name in turn, and
+    `ipv4:10.0.0.1:8001,10.0.0.2:8001` those; by TLS if there are `credentials`. `timeout`: seconds for a call with all
+    its retries and pauses; the server is told by the deadline of each attempt. `max_message_mb` bounds an answer. May be
+    shared between threads.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class GrpcClient(Calls):
     ) -> None:
         super().__init__(Patience(timeout, retries))
         self._target, secure = _target(address, credentials)
-        settings = channel_options(max_message_mb)
+        settings = channel_options(self._target, max_message_mb)
         self._channel = (
             grpc.secure_channel(self._target, secure, settings)
             if secure
@@ -187,7 +189,7 @@ class AsyncGrpcClient(AwaitedCalls):
     ) -> None:
         super().__init__(Patience(timeout, retries))
         self._target, self._credentials = _target(address, credentials)
-        self._settings = channel_options(max_message_mb)
+        self._settings = channel_options(self._target, max_message_mb)
         self._metadata = metadata(api_key, headers)
         self._channel: grpc.aio.Channel | None = None
         self._methods: Mapping[str, Callable[..., Any]] = {}
@@ -272,6 +274,8 @@ class AsyncGrpcClient(AwaitedCalls):
 def _target(url: str, credentials: grpc.ChannelCredentials | None) -> tuple[str, grpc.ChannelCredentials | None]:
     """Where to, and by which credentials; None for no TLS."""
     there = address(url)
+    if there.several:
+        return there.target, credentials
     if credentials and not there.secure:
         raise InvalidOption(f"credentials are of no use for {url}", hint=f"use grpcs://{there.target}")
     return there.target, (credentials or grpc.ssl_channel_credentials()) if there.secure else None

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 import visionpool
 from visionpool import errors
 from visionpool.answers import (
+    SOON,
     Answer,
     Health,
     ModelInfo,
@@ -46,7 +47,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[errors.VisionpoolError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.QueueFull,
     grpc.StatusCode.UNIMPLEMENTED: errors.NotFound,
     grpc.StatusCode.UNAVAILABLE: errors.ConnectionFailed,
-    grpc.StatusCode.UNAUTHENTICATED: errors.RequestError,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
 }
 _NO_SERVER = "is this the gRPC address of a visionpool server, and is no proxy in the way?"
 _HINTS = {
@@ -54,21 +55,32 @@ _HINTS = {
     grpc.StatusCode.PERMISSION_DENIED: "is the api_key the right one?",
     grpc.StatusCode.DEADLINE_EXCEEDED: "the client's own limit: timeout=...",
 }
+_SEVERAL = ("dns:", "ipv4:", "ipv6:")  # gRPC's name syntax (doc/naming.md of its repository)
 _CANNOT_SEND = "Internal error from Core"  # what grpc.aio says where a stream ended while a frame was being sent
 _TOO_OLD = "max connection age"  # what a server says that ends a connection with calls still on it
-_NOT_CONNECTED = ("failed to connect", "dns resolution failed", "errors resolving", "empty address list")
+_NOT_CONNECTED = (
+    "failed to connect",
+    "connections to all backends failing",
+    "dns resolution failed",
+    "errors resolving",
+    "empty address list",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is; `secure`: by TLS."""
+    """Where a server is; `secure`: by TLS; `several`: servers, to be asked in turn."""
 
     target: str
     secure: bool
+    several: bool = False
 
 
 def address(url: str) -> Address:
-    """`host`, `host:port`, `grpc://host:port` or `grpcs://host:port`. Raises InvalidOption for anything else."""
+    """`host`, `host:port`, `grpc://host:port` or `grpcs://host:port`; or gRPC's own names for all the servers there are:
+    `dns:///host:port`, `ipv4:host:port,host:port`, `ipv6:...`. Raises InvalidOption for anything else."""
+    if url.startswith(_SEVERAL):
+        return Address(url, secure=False, several=True)
     split = urlsplit(url if "://" in url else f"grpc://{url}")
     try:
         port, host = split.port or {"grpcs": 443}.get(split.scheme, 8001), split.hostname
@@ -79,9 +91,11 @@ def address(url: str) -> Address:
     return Address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", split.scheme == "grpcs")
 
 
-def channel_options(max_message_mb: float) -> list[tuple[str, Any]]:
+def channel_options(target: str, max_message_mb: float) -> list[tuple[str, Any]]:
     """`max_message_mb` bounds an answer; how large a request may be is the server's to say."""
+    in_turn = [("grpc.lb_policy_name", "round_robin")] if target.startswith(_SEVERAL) else []
     return [
+        *in_turn,
         ("grpc.primary_user_agent", f"visionpool/{visionpool.__version__}"),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", int(max_message_mb * 2**20)),
@@ -196,8 +210,11 @@ def refusal(error: grpc.RpcError, target: str, timeout: float = 0.0) -> Refusal:
     otherwise = _BY_STATUS.get(code, errors.ServiceError)
     if told is not None:
         return Refusal(error_from(**told, otherwise=otherwise), told["retry_after"])
+    failure = _by_status(code, details, target, timeout)
+    if isinstance(failure, errors.ConnectionFailed):
+        return Refusal(failure, SOON, broke=failure.sent)
     delay = 1.0 if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not _too_large(details) else None
-    return Refusal(_by_status(code, details, target, timeout), delay)
+    return Refusal(failure, delay)
 
 
 def _by_status(code: grpc.StatusCode, details: str, target: str, timeout: float) -> errors.VisionpoolError:
@@ -206,7 +223,8 @@ def _by_status(code: grpc.StatusCode, details: str, target: str, timeout: float)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return kind(f"no answer from {target} within {timeout:.3g} s", hint=hint)
     if code is grpc.StatusCode.UNAVAILABLE and details.lower().startswith(_NOT_CONNECTED):
-        return kind(f"nothing answers at {target}: {details}", hint="is the server running, and is this its address?")
+        hint = "is the server running, and is this its address?"
+        return errors.ConnectionFailed(f"nothing answers at {target}: {details}", hint=hint, sent=False)
     if code is grpc.StatusCode.UNAVAILABLE and _TOO_OLD in details:
         return kind(
             f"{target} lets no connection become older than this one, and has ended it amid the call",

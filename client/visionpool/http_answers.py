@@ -14,6 +14,7 @@ from typing import Any
 
 from visionpool import errors
 from visionpool.answers import (
+    SOON,
     Answer,
     Health,
     ModelInfo,
@@ -38,6 +39,7 @@ class Response:
 
 
 _BY_STATUS: dict[int, type[errors.VisionpoolError]] = {
+    401: errors.Unauthenticated,
     404: errors.NotFound,
     405: errors.MethodNotAllowed,
     408: errors.RequestTimeout,
@@ -48,6 +50,7 @@ _BY_STATUS: dict[int, type[errors.VisionpoolError]] = {
     503: errors.Unavailable,
     504: errors.Unavailable,  # a proxy's; the server's own has the code deadline_exceeded
 }
+_SERVER_GONE = (502, 503)  # what a balancer says, without a word of ours: the next request may go to another
 _NO_SERVER = "is this the address of a visionpool server, and is no proxy in the way?"
 _HINTS = {401: "pass api_key=... to the client", 403: "is the api_key the right one?"}
 
@@ -57,7 +60,7 @@ def read(call: Call, response: Response) -> Answer | Refusal:
     if call.what in ("live", "ready"):
         return Health(response.status == 200, f"/health/{call.what} answers {response.status}")
     if not 200 <= response.status < 300:
-        return Refusal(_error(response), _pause(response))
+        return _refusal(response)
     match call.what:
         case "predict":
             return _prediction(response, len(call.pictures))
@@ -105,16 +108,25 @@ def _picture(response: Response) -> Picture:
     return Picture(response.body)
 
 
-def _error(response: Response) -> errors.VisionpoolError:
-    """The error that a response other than 2xx stands for."""
+def _refusal(response: Response) -> Refusal:
+    """What a response other than 2xx stands for."""
+    told, asked = _told(response), _retry_after(response)
+    foreign = "", f"the server {_described(response)}", _HINTS.get(response.status, _NO_SERVER)
+    code, message, hint = told or foreign
+    error = error_from(code, message, hint, retry_after=asked, otherwise=_kind_by_status(response.status))
+    if told is None and asked is None and response.status in _SERVER_GONE:
+        return Refusal(error, SOON, broke=True)
+    return Refusal(error, _pause(response))
+
+
+def _told(response: Response) -> tuple[str, str, str | None] | None:
+    """Code, message and hint of an error of ours, None where the answer is another's."""
     try:
         told = json.loads(response.body)["error"]
         code, message, hint = str(told["code"]), str(told["message"]), told.get("hint")
     except (ValueError, KeyError, TypeError, AttributeError):
-        code, message, hint = "", f"the server {_described(response)}", _HINTS.get(response.status, _NO_SERVER)
-    hint = str(hint) if hint else None
-    otherwise = _kind_by_status(response.status)
-    return error_from(code, message, hint, retry_after=_retry_after(response), otherwise=otherwise)
+        return None
+    return code, message, str(hint) if hint else None
 
 
 def _pause(response: Response) -> float | None:

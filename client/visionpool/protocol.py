@@ -17,15 +17,16 @@ from itertools import count
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from visionpool import errors
-from visionpool.answers import Answer, Refusal
+from visionpool.answers import SOON, Answer, Refusal
 from visionpool.pictures import Color, Encoded, Picture
 
 T = TypeVar("T")
+_SERVERS_TO_BREAK = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long one call may take altogether, in seconds, and how often it comes back to a busy server."""
+    """How long one call may take altogether, in seconds, and how often it comes back to a server that is busy or gone."""
 
     timeout: float = 30.0
     retries: int = 3
@@ -94,26 +95,37 @@ def advance(steps: Steps[T], reply: Reply) -> Command | Done[T]:
 
 
 def ask(call: Call, patience: Patience, kind: type[T]) -> Steps[T]:
-    """The good answer to `call`, a `kind`. A busy server is asked again when it says, while `patience` lasts."""
+    """The good answer to `call`, a `kind`. A busy server is asked again when it says, one that is gone soon, while
+    `patience` lasts: no call changes anything, so that it may run twice."""
     deadline = time.monotonic() + patience.timeout
+    broken = 0  # so many servers went away with this request
     for attempt in count():
-        answer = yield replace(call, timeout=bounded(deadline, patience.timeout))
+        answer = yield from _attempt(replace(call, timeout=bounded(deadline, patience.timeout)))
         if not isinstance(answer, Refusal):
             assert isinstance(answer, kind)
             return answer
-        pause = _pause_before_retry(answer, attempt)
+        broken += answer.broke
+        pause = _pause_before_retry(answer, attempt, broken)
         if pause is None or attempt >= patience.retries or time.monotonic() + pause >= deadline:
             raise answer.error
         yield Pause(pause)
     raise AssertionError("count() never ends")
 
 
-def _pause_before_retry(refusal: Refusal, attempt: int) -> float | None:
+def _attempt(call: Call) -> Steps[Reply]:
+    """What one exchange gives. A failed connection is a refusal: another server may have taken the place of that one."""
+    try:
+        return (yield call)
+    except errors.ConnectionFailed as error:
+        return Refusal(error, SOON, broke=error.sent)
+
+
+def _pause_before_retry(refusal: Refusal, attempt: int, broken: int) -> float | None:
     """Seconds to wait before asking again, None where it is of no use.
 
-    A broken connection is not retried: a picture that kills the server must not be sent to its successor.
+    A request with which two servers went away is not sent to a third: it may be what brings them down.
     """
-    if refusal.retry_after is None:
+    if refusal.retry_after is None or broken >= _SERVERS_TO_BREAK:
         return None
     seconds: float = max(refusal.retry_after, 0.02 * 2.0**attempt)
     # Never earlier than asked, and not all at once: who was turned away together would return together.

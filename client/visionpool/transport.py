@@ -85,7 +85,7 @@ def translated(http: Http, call: Call) -> Iterator[None]:
         ) from error
     except httpx.ConnectError as error:
         raise errors.ConnectionFailed(
-            f"nothing answers at {url}: {error}", hint="is the server running, and is this its address?"
+            f"nothing answers at {url}: {error}", hint="is the server running, and is this its address?", sent=False
         ) from error
     except httpx.HTTPError as error:
         raise errors.ConnectionFailed(

@@ -127,6 +127,11 @@ class JobQueue:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    def rows(self, most: int) -> int:
+        """How many rows wait that somebody wants still; a job counts for at most so many."""
+        with self._changed:
+            return sum(min(job.rows, most) for job in self._jobs if not job.future.done())
+
     def put(self, job: Job) -> None:
         """Raises QueueFull, or Unavailable once closed."""
         job.queued_at = time.monotonic()

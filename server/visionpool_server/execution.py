@@ -84,11 +84,12 @@ class Execution:
             self._recover(jobs, error)
             return
         inferred = time.monotonic()
-        self._statistics.executed(rows, started - pulled, inferred - started)
-        for job, part in zip(jobs, parts, strict=True):
+        for job in jobs:
             job.queue_s, job.infer_s, job.batch_size = pulled - job.queued_at, inferred - started, rows
+        self._statistics.executed(rows, started - pulled, inferred - started, jobs)
+        for job, part in zip(jobs, parts, strict=True):
             _answer(job, part)
-        self._statistics.finished(rows, time.monotonic() - inferred)
+        self._statistics.finished(rows, time.monotonic() - inferred, jobs)
 
     def begin(self, jobs: list[Job]) -> None:
         """Of a deep context: a further batch is under way, unless none of its jobs is left. Raises nothing: what fails
@@ -124,11 +125,12 @@ class Execution:
         inferred = time.monotonic()
         busy = inferred - max(running.started, self._inferred)  # before, the device had the batch before
         self._inferred = inferred
-        self._statistics.executed(rows, running.started - running.pulled, busy)
-        for job, part in zip(jobs, parts, strict=True):
+        for job in jobs:
             job.queue_s, job.infer_s, job.batch_size = running.pulled - job.queued_at, inferred - running.started, rows
+        self._statistics.executed(rows, running.started - running.pulled, busy, jobs)
+        for job, part in zip(jobs, parts, strict=True):
             _answer(job, part)
-        self._statistics.finished(rows, time.monotonic() - inferred)
+        self._statistics.finished(rows, time.monotonic() - inferred, jobs)
 
     def run_alone(self, piece: Piece, finish: Callable[[Tensors], Answer]) -> tuple[Answer, Stages]:
         """The answer to one request, and where its time went, without a job. Raises what its job would fail with."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition, RLock, Thread
+from typing import NamedTuple
 
 from visionpool.errors import InferenceFailed, QueueFull, TooLarge, Unavailable, VisionpoolError
 
@@ -47,6 +48,18 @@ class PoolOptions:
     hang_timeout: float = 60.0  # seconds
 
 
+class Occupancy(NamedTuple):
+    """How full a pool is just now, in pictures or rows. `executing` counts those that workers have in hand, the batches that
+    they hold ready beside the one that runs included; `waiting` those that are being decoded or prepared, or wait for that,
+    or for a worker; `admitted` the pictures and pieces that have a place: until all of their `requests` are answered."""
+
+    capacity: int
+    executing: int
+    waiting: int
+    admitted: int
+    requests: int
+
+
 class Pool:
     """`start()` it before `submit()`, `close()` it after."""
 
@@ -69,7 +82,7 @@ class Pool:
         # threads would only compete with them for the cores. In all other cases pictures are prepared ahead.
         alone = all(group.engine.max_batch_size == 1 and group.engine.on_cpu for group in groups)
         self.prepares = alone and self.slots >= cpu_count() and _everywhere(groups)
-        self._places = options.max_queue_size + sum(group.engine.max_batch_size * group.count for group in groups)
+        self._places = options.max_queue_size + self.capacity
         self._quick_bytes = min((group.engine.quick_bytes for group in groups), default=0)
         self._idle: list[Execution] = []  # of `run_at_once`
         # Who was admitted is not refused by the queue, after its picture was decoded.
@@ -80,6 +93,8 @@ class Pool:
         self._changed, self._emptied = Condition(lock), Condition(lock)
         self._closing = False
         self._admitted = 0
+        self._preparing = 0
+        self._requests = 0
         self._waiting: list[Callable[[], None]] = []  # of `when_free`
         self._rate = _Rate()
         self._supervisor = Thread(target=self._supervise, name=f"{name}-supervisor", daemon=True)
@@ -88,6 +103,17 @@ class Pool:
     def slots(self) -> int:
         """How many workers there are."""
         return sum(group.count for group in self.groups)
+
+    @property
+    def capacity(self) -> int:
+        """How many pictures or rows execute at once where all workers run their largest batch."""
+        return sum(group.engine.max_batch_size * group.count for group in self.groups)
+
+    def occupancy(self) -> Occupancy:
+        largest = max((group.engine.max_batch_size for group in self.groups), default=1)
+        executing = sum(worker.rows_in_hand() for worker in list(self._workers))
+        waiting = self._preparing + self._queue.rows(largest)
+        return Occupancy(self.capacity, executing, waiting, self._admitted, self._requests)
 
     def start(self) -> None:
         for group in self.groups:
@@ -112,6 +138,7 @@ class Pool:
     def release(self, count: int = 1) -> None:
         with self._changed:
             self._admitted -= count
+            self._requests -= 1
             self._rate.count(count, busy=self._admitted > 0)
             if not self._admitted:
                 self._emptied.notify_all()
@@ -153,6 +180,12 @@ class Pool:
                     retry_after=self._rate.seconds_for(self._admitted),
                 )
             self._admitted += count
+            self._requests += 1
+
+    def expect(self, count: int) -> None:
+        """So many more pictures are being made ready elsewhere, for `submit`; fewer, where they have been."""
+        with self._changed:
+            self._preparing += count
 
     def submit(self, job: Job) -> None:
         """Queues a job; its future gets what its `finish` returns. Raises QueueFull, Unavailable."""

@@ -96,7 +96,7 @@ class Service:
             else:
                 await self._run(model.pool, jobs, _timeout(model, ask))
                 prediction = Prediction(jobs[0].future.result(), _timings(jobs[0]))
-            draw_it = partial(_drawn, picture, prediction.result, kind, self._max_pixels)
+            draw_it = partial(_drawn, model, picture, prediction.result, kind, self._max_pixels)
             return prediction, await asyncio.get_running_loop().run_in_executor(self.stages, draw_it)
 
     async def read_many(
@@ -122,8 +122,8 @@ class Service:
             statistics.failed(time.monotonic() - started)
             raise
         for _, times in readings:
-            statistics.executed(1, times.decode + times.prepare, times.infer)
-            statistics.finished(1, times.finish)
+            statistics.executed(1, times.decode_s + times.prepare_s, times.infer_s, [times])
+            statistics.finished(1, times.finish_s, [times])
         stages = _slowest([times.stages() for _, times in readings])
         statistics.succeeded(time.monotonic() - started, stages)
         return [Prediction(result, times.in_milliseconds()) for result, times in readings], stages
@@ -194,6 +194,7 @@ class Service:
         if job.prepare is None or pool.prepares:
             pool.submit(job)
         else:
+            pool.expect(1)
             self.stages.submit(_prepare_and_submit, pool, job)
 
     def close(self) -> None:
@@ -219,11 +220,13 @@ def _named(error: BaseException, index: int, count: int) -> BaseException:
 
 
 def _prepare_and_submit(pool: Pool, job: Job) -> None:
-    if job.ready():
-        try:
+    try:
+        if job.ready():
             pool.submit(job)
-        except VisionpoolError as error:
-            job.fail(error)
+    except VisionpoolError as error:
+        job.fail(error)
+    finally:
+        pool.expect(-1)
 
 
 class _Entry:
@@ -250,7 +253,9 @@ class _Entry:
             prepared = self._family.prepare(*self._decoded(on_gpu=False))
         job.tensors = prepared.tensors
         job.finish = partial(self._finish, geometry=prepared.geometry)
-        job.decode_s, job.prepare_s = decoded - started, time.monotonic() - decoded
+        if isinstance(self._picture, bytes):
+            job.decode_s = decoded - started
+        job.prepare_s = time.monotonic() - decoded
 
     def _decoded(self, *, on_gpu: bool = True) -> tuple[Decoded, Geometry]:
         if not isinstance(self._picture, bytes):
@@ -288,8 +293,11 @@ class _Waiter:
             self.settled.set_result(None)
 
 
-def _drawn(picture: bytes, result: Result, kind: PictureType, max_pixels: int) -> bytes:
-    return encode(draw(decode(picture, max_pixels=max_pixels), result), kind)
+def _drawn(model: Model, picture: bytes, result: Result, kind: PictureType, max_pixels: int) -> bytes:
+    started = time.monotonic()
+    drawn = encode(draw(decode(picture, max_pixels=max_pixels), result), kind)
+    model.pool.statistics.encoded(time.monotonic() - started)
+    return drawn
 
 
 def _timeout(model: Model, ask: Ask) -> float:

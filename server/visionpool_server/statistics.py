@@ -1,14 +1,22 @@
-"""What a model has done so far: counts and durations, as Triton's statistics extension wants them.
+"""What a model has done so far: counts and durations, as Triton's statistics extension wants them, and what /metrics adds.
 
-Times are cumulative nanoseconds: per request (success, fail, queue and the stages of its slowest part), and per executed batch.
+Times of a `Snapshot` are cumulative nanoseconds: per request (success, fail, queue and the stages of its slowest part), and per
+executed batch. Beside them stands how long each stage took, each time (`Spreads`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
+
+from visionpool_server.histogram import Histogram, Spread
+
+Stage = Literal["decode", "prepare", "queue", "infer", "finish", "encode"]
+Spreads = Mapping[Stage, Spread]
+STAGES: tuple[Stage, ...] = ("decode", "prepare", "queue", "infer", "finish", "encode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,15 @@ class Stages(NamedTuple):
     compute_output: float = 0.0
 
 
+class Timed(Protocol):
+    """What took its time on the way of one picture, or of some rows of tensors, in seconds."""
+
+    decode_s: float
+    prepare_s: float
+    queue_s: float
+    finish_s: float
+
+
 class Statistics:
     """Counters that many threads add to. Kept as plain lists: this runs for every request."""
 
@@ -66,6 +83,8 @@ class Statistics:
         self._fail = [0, 0.0]
         self._stages = [0.0, 0.0, 0.0, 0.0]
         self._batches: dict[int, list[float]] = {}  # size -> executions, seconds of input, infer, output
+        self._decode, self._prepare, self._queue = Histogram(), Histogram(), Histogram()
+        self._infer, self._finish, self._encode = Histogram(), Histogram(), Histogram()
 
     def succeeded(self, seconds: float, stages: Stages) -> None:
         """A request was answered, after `seconds` altogether."""
@@ -77,6 +96,7 @@ class Statistics:
         with self._lock:
             self._count(size, stages.compute_input, stages.compute_infer)
             self._batches[size][3] += stages.compute_output
+            self._finish.observe(stages.compute_output)
             self._count_success(seconds, stages)
 
     def failed(self, seconds: float) -> None:
@@ -85,10 +105,17 @@ class Statistics:
             self._fail[0] += 1
             self._fail[1] += seconds
 
-    def executed(self, size: int, compute_input: float, compute_infer: float) -> None:
-        """A batch of `size` pictures or rows ran. Told before its answers leave, so that who got one finds it counted."""
+    def executed(self, size: int, compute_input: float, compute_infer: float, parts: Iterable[Timed] = ()) -> None:
+        """A batch of `size` pictures or rows, which came in these `parts`, ran. Told before its answers leave, so that who
+        got one finds it counted."""
         with self._lock:
             self._count(size, compute_input, compute_infer)
+            for part in parts:
+                self._queue.observe(part.queue_s)
+                if part.decode_s:  # neither tensors nor raw pixels are
+                    self._decode.observe(part.decode_s)
+                if part.prepare_s:
+                    self._prepare.observe(part.prepare_s)
 
     def _count(self, size: int, compute_input: float, compute_infer: float) -> None:
         self._last = time.time()
@@ -99,6 +126,7 @@ class Statistics:
         batch[0] += 1
         batch[1] += compute_input
         batch[2] += compute_infer
+        self._infer.observe(compute_infer)
 
     def _count_success(self, seconds: float, stages: Stages) -> None:
         self._success[0] += 1
@@ -109,10 +137,24 @@ class Statistics:
         total[2] += stages.compute_infer
         total[3] += stages.compute_output
 
-    def finished(self, size: int, compute_output: float) -> None:
+    def finished(self, size: int, compute_output: float, parts: Iterable[Timed] = ()) -> None:
         """The answers of a batch of `size` that was executed are made."""
         with self._lock:
             self._batches[size][3] += compute_output
+            for part in parts:
+                if part.finish_s:  # it has one
+                    self._finish.observe(part.finish_s)
+
+    def encoded(self, seconds: float) -> None:
+        """The answer to a request was written as bytes: drawn, or put into JSON or a message."""
+        with self._lock:
+            self._encode.observe(seconds)
+
+    def spreads(self) -> Spreads:
+        """How long each stage took: infer of a batch, encode of a request, the others of a picture or a part of a batch."""
+        kept = (self._decode, self._prepare, self._queue, self._infer, self._finish, self._encode)
+        with self._lock:
+            return {stage: histogram.spread() for stage, histogram in zip(STAGES, kept, strict=True)}
 
     def snapshot(self) -> Snapshot:
         with self._lock:

@@ -55,6 +55,11 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
+    def rows_in_hand(self) -> int:
+        """Of all batches under way; a job counts for no more than a batch."""
+        most = self.engine.max_batch_size
+        return sum(min(job.rows, most) for job in self.jobs)
+
     def join(self, timeout: float) -> bool:
         """Waits for the thread to end; False where it did not."""
         self._thread.join(timeout)

@@ -1,4 +1,5 @@
-"""One connection of a client, as uvicorn keeps it, with an end to its patience before a request has begun."""
+"""One connection of a client, as uvicorn keeps it, with an end to its patience before a request has begun, and to its life once
+the server is to stop."""
 
 from __future__ import annotations
 
@@ -6,18 +7,50 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from visionpool_server.api.stopping import Stopping
+
+
+class Connections(ServerState):
+    """All connections of one listener. `changed` is set when one of them may have become idle, while the server stops."""
+
+    def __init__(self, stopping: Stopping) -> None:
+        super().__init__()
+        self.stopping = stopping
+        self.changed = asyncio.Event()
 
 
 class Connection(HttpToolsProtocol):
     """Hangs up where a request line and its headers are not there in time: uvicorn waits for them for ever, and so
-    clients that say nothing, or say it drop by drop, could use up all connections that the process may have."""
+    clients that say nothing, or say it drop by drop, could use up all connections that the process may have.
+
+    Once the server is to stop, each answer says `Connection: close`, so that the client asks its next one elsewhere.
+    """
 
     seconds = 10.0
+    server_state: Connections
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._in_head = False
         self._timer: asyncio.TimerHandle | None = None
+        self._stopping = self.server_state.stopping
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request has begun here, and its answer is not written yet."""
+        return self._in_head or bool(self.pipeline) or not (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether an answer is written, but has not left yet: its client reads slowly."""
+        return self.transport.get_write_buffer_size() > 0
+
+    def let_go(self) -> None:
+        """The answer under way, if it has not begun, is the last one: its client learns so from its head."""
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
@@ -25,7 +58,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._in_head = False
         super().connection_lost(exc)
+        self.server_state.changed.set()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -37,9 +72,19 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
 
     def on_headers_complete(self) -> None:
+        before = self.cycle
         super().on_headers_complete()
         self._in_head = False
         self._disarm()
+        if self._stopping.begun:
+            if before is not None and not before.response_started:
+                before.keep_alive = True  # sent ahead of its answer, this request is the last one instead
+            self.let_go()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._stopping.begun:
+            self.server_state.changed.set()
 
     def _arm(self) -> None:
         self._timer = self.loop.call_later(self.seconds, self._end)

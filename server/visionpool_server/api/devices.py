@@ -43,7 +43,7 @@ class DevicesApi:
 
     def _gpus(self) -> dict[str, GpuUse]:
         if self._monitor is None:
-            self._monitor = Monitor(_buses())
+            self._monitor = Monitor(gpu_buses())
         return {use.device: use for use in self._monitor.read()}
 
     def router(self) -> APIRouter:
@@ -76,7 +76,7 @@ def placed(models: Iterable[Model]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _buses() -> dict[str, str]:
+def gpu_buses() -> dict[str, str]:
     try:
         return buses(open_driver())
     except (BackendUnavailable, CudaError) as error:

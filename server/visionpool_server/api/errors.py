@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from visionpool import errors
 
+from visionpool_server.api.exchange import note_error
+
 log = logging.getLogger(__name__)
 
 
@@ -30,6 +32,7 @@ STATUS: dict[type[errors.VisionpoolError], Status] = {
     errors.InvalidImage: Status(422, "INVALID_ARGUMENT"),
     errors.UnsupportedMedia: Status(415, "INVALID_ARGUMENT"),
     errors.TooLarge: Status(413, "INVALID_ARGUMENT"),
+    errors.Unauthenticated: Status(401, "UNAUTHENTICATED"),
     errors.NotFound: Status(404, "NOT_FOUND"),
     errors.ModelNotFound: Status(404, "NOT_FOUND"),
     errors.MethodNotAllowed: Status(405, "UNIMPLEMENTED"),
@@ -56,13 +59,16 @@ def status_of(error: errors.VisionpoolError) -> Status:
 
 
 def error_response(error: errors.VisionpoolError) -> Response:
-    """The error as HTTP: its status, and the body `{"error": {"code", "message", "hint"}}`."""
+    """The error as the answer over HTTP: its status, and the body `{"error": {"code", "message", "hint"}}`."""
+    note_error(error.code)
     body = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
     headers = {}
     if isinstance(error, errors.QueueFull):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     elif isinstance(error, errors.Unavailable):
         headers["Retry-After"] = "1"
+    elif isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(orjson.dumps(body), status_of(error).http, headers, "application/json")
 
 

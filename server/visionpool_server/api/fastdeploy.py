@@ -7,6 +7,7 @@ string being what `fd_result_to_json` wrote (FastDeploy `python/fastdeploy/servi
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from visionpool.errors import InvalidRequest
 
 from visionpool_server.api.answers import result_fields
 from visionpool_server.api.bodies import BodyLimits, from_base64, read_body
+from visionpool_server.api.exchange import note_model, note_pictures
 from visionpool_server.api.http_vision import responses, unless_gone
 from visionpool_server.api.options import read_ask
 from visionpool_server.api.schemas import inlined
@@ -44,12 +46,17 @@ class FastDeployApi:
 
     async def predict(self, request: Request) -> Response:
         model = self.service.models.get(request.path_params["model"])
+        note_model(model.name, model.version)
         with self.limits.budget.hold() as held:
             body = await read_body(request, self.limits, held)
             picture, parameters = await asyncio.to_thread(_parsed, body)  # megabytes of base64: not on the event loop
+            note_pictures(1)
             prediction = await unless_gone(request, self.service.predict(model, picture, read_ask(parameters)))
+        started = time.monotonic()
         result = orjson.dumps(result_fields(prediction.result)).decode()
-        return Response(orjson.dumps({"result": result}), media_type="application/json")
+        answer = orjson.dumps({"result": result})
+        model.pool.statistics.encoded(time.monotonic() - started)
+        return Response(answer, media_type="application/json")
 
     def router(self) -> APIRouter:
         router = APIRouter()

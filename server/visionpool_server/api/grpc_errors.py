@@ -13,6 +13,8 @@ import orjson
 from visionpool.errors import InternalError, QueueFull, Unavailable, VisionpoolError
 
 from visionpool_server.api.errors import STATUS
+from visionpool_server.api.exchange import current
+from visionpool_server.api.request_id import HEADER
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ Handler = Callable[[Servicer, Request, Context], Awaitable[Answer]]
 ERROR_KEY = "visionpool-error-bin"  # trailing metadata: JSON, in UTF-8
 _LONGEST = 500  # characters of a text: all metadata together must stay under 8 KiB, or clients refuse the answer
 _CODES = {kind: grpc.StatusCode[status.grpc] for kind, status in STATUS.items()}
+_NAMES = {kind.code: status.grpc for kind, status in STATUS.items()}
+_BY_STATUS = {code: kind.code for kind, code in reversed(_CODES.items())}  # the first of those that share one
 
 
 def answered(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, Request, Answer]:
@@ -42,12 +46,31 @@ def answered(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, R
         except Exception as error:
             log.error("%s failed", handler.__qualname__, exc_info=error)
             refused = unforeseen()
-        told = _CODES[type(refused)], _short(str(refused)), ((ERROR_KEY, packed(refused)),)
+        told = _CODES[type(refused)], _short(str(refused)), _trailing(refused)
         del refused  # its traceback holds this frame, and so the request
         await context.abort(*told)
         raise AssertionError("abort() raises")
 
     return answer
+
+
+def _trailing(error: VisionpoolError) -> tuple[tuple[str, str | bytes], ...]:
+    """What comes with the status of a call that ends with `error`, which its exchange is told of."""
+    exchange = current.get()
+    if exchange is None:
+        return ((ERROR_KEY, packed(error)),)
+    exchange.outcome = error.code
+    return (ERROR_KEY, packed(error)), (HEADER, exchange.id)
+
+
+def status_name(outcome: str) -> str:
+    """The name of the status that a call with this outcome ends with."""
+    return "OK" if outcome == "ok" else _NAMES.get(outcome, "UNKNOWN")
+
+
+def code_of(status: grpc.StatusCode) -> str:
+    """The code of the error that a status stands for, where a handler that is not ours ended a call with it."""
+    return _BY_STATUS.get(status, InternalError.code)
 
 
 def unforeseen() -> InternalError:

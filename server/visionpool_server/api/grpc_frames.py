@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -17,6 +18,7 @@ from visionpool.messages import write_result
 from visionpool.v1 import vision_pb2 as v1
 
 from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.exchange import Frame, note_error, note_model, note_pictures
 from visionpool_server.api.grpc_errors import Context, retry_after, unforeseen
 from visionpool_server.api.grpc_streams import in_order
 from visionpool_server.api.options import read_ask
@@ -74,16 +76,24 @@ class FrameStream:
     async def _answer(self, request: v1.PredictStreamRequest, model: Model, ask: Ask) -> v1.PredictStreamResponse:
         """The answer to one frame, whatever happens to it."""
         response = v1.PredictStreamResponse(id=request.id, model=model.name, version=model.version)
+        with Frame():
+            note_model(model.name, model.version)
+            note_pictures(1)
+            await self._fill(response, request.picture, model, ask)
+        return response
+
+    async def _fill(self, response: v1.PredictStreamResponse, picture: bytes, model: Model, ask: Ask) -> None:
         try:
-            prediction = await self._prediction(request.picture, model, ask)
+            prediction = await self._prediction(picture, model, ask)
+            started = time.monotonic()
             write_result(prediction.result, response.result)
             write_timings(prediction.timings, response.timings)
+            model.pool.statistics.encoded(time.monotonic() - started)
         except VisionpoolError as error:
             write_error(error, response.error)
         except Exception as error:
             log.error("a frame for %s failed", model.name, exc_info=error)
             write_error(unforeseen(), response.error)
-        return response
 
     async def _prediction(self, picture: bytes, model: Model, ask: Ask) -> Prediction:
         """Waits where a single call would be turned away: the sender notices, as nothing more is read meanwhile."""
@@ -126,6 +136,7 @@ def write_timings(timings: Mapping[str, float], message: v1.Timings) -> None:
 
 
 def write_error(error: VisionpoolError, message: v1.Error) -> None:
+    note_error(error.code)
     message.code, message.message = error.code, error.message
     if error.hint:
         message.hint = error.hint

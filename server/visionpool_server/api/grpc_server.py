@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 from visionpool.errors import InvalidSetting
 
+from visionpool_server.api.api_keys import ApiKeys
+from visionpool_server.api.exchange import Observer
+from visionpool_server.api.grpc_exchange import Exchanges, Registered
+from visionpool_server.api.grpc_gate import Gate
+from visionpool_server.api.grpc_health import Health
 from visionpool_server.api.grpc_vision import SERVICE_NAME as VISION
 from visionpool_server.api.grpc_vision import VisionGrpc
 from visionpool_server.api.kserve.grpc import SERVICE_NAME as KSERVE
@@ -45,22 +52,36 @@ class GrpcOptions:
 
 
 class GrpcServer:
-    """`await start()`, then `ready()`; `await stop()` lets calls in flight finish. Made within a running loop."""
+    """`await start()`, then `ready()`. In the end `not_ready()`; `close()`, after which there are no new calls; `finish()`, which
+    waits for those in flight; and `end()`. Made within a running loop."""
 
-    def __init__(self, vision: VisionGrpc, kserve: KserveGrpc, options: GrpcOptions) -> None:
+    def __init__(
+        self,
+        vision: VisionGrpc,
+        kserve: KserveGrpc,
+        options: GrpcOptions,
+        *,
+        observers: Sequence[Observer] = (),
+        keys: ApiKeys | None = None,
+    ) -> None:
         self._server = grpc.aio.server(options=options.channel())
-        self._health = health.HealthServicer()
-        self._server.add_generic_rpc_handlers((kserve.handlers(), vision.handlers()))  # looked up in this order
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health = Health()
+        others = Registered()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, others)
         self._names = ("", VISION, KSERVE)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection([VISION, KSERVE, health_name, reflection.SERVICE_NAME], self._server)
+        names = [VISION, KSERVE, health_name, reflection.SERVICE_NAME]
+        add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), others)
+        handlers = kserve.handlers(), vision.handlers(), *others.handlers  # looked up in this order
+        self._gate = Gate(Exchanges(handlers, observers, keys))
+        self._server.add_generic_rpc_handlers((self._gate,))
+        self._stopped: asyncio.Task[None]
 
-    async def start(self, host: str, port: int) -> int:
-        """The port that it listens on; 0 takes a free one. Raises InvalidSetting."""
+    async def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
+        """The port that it listens on; 0 takes a free one. `credentials`: None for no TLS. Raises InvalidSetting."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = self._server.add_insecure_port(address)
+            bound = self._bind(address, credentials)
         except RuntimeError as error:
             bound = 0
             reason: RuntimeError | None = error
@@ -74,6 +95,11 @@ class GrpcServer:
         await self._server.start()
         return bound
 
+    def _bind(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        if credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, credentials)
+
     async def ready(self) -> None:
         """Health checks say so from now on."""
         await self._set(_SERVING)
@@ -82,7 +108,21 @@ class GrpcServer:
         for name in self._names:
             await self._health.set(name, status)
 
-    async def stop(self, grace: float) -> None:
-        """New calls are refused, those in flight get `grace` seconds."""
+    async def not_ready(self) -> None:
+        """Health checks say so from now on, for good."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace)
+
+    async def close(self, grace: float) -> None:
+        """Clients are told to go, and what they have asked before is done; from now on there are `grace` seconds for it."""
+        await self._gate.hold()
+        self._stopped = asyncio.create_task(self._server.stop(grace))
+        await asyncio.sleep(0)  # it has told them
+        self._gate.release()
+        self._health.end_watches()
+
+    async def finish(self) -> None:
+        await asyncio.shield(self._stopped)
+
+    async def end(self) -> None:
+        """Cuts off what is in flight."""
+        await self._server.stop(None)

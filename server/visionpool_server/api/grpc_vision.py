@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from visionpool.v1 import vision_pb2 as v1
 from visionpool_server.api.answers import describe, slowest, summary
 from visionpool_server.api.bodies import BodyLimits
 from visionpool_server.api.budget import Held
+from visionpool_server.api.exchange import note_model, note_pictures
 from visionpool_server.api.grpc_errors import Context, answered
 from visionpool_server.api.grpc_frames import FrameStream, read_options, within, write_timings
 from visionpool_server.api.grpc_messages import parsed, reading
@@ -50,15 +52,17 @@ class VisionGrpc:
     @answered
     @reading(v1.PredictRequest)
     async def predict(self, request: v1.PredictRequest, context: Context) -> v1.PredictResponse:
-        model = self._model(request)
+        model = self._asked(request)
         ask = read_options(request.options)
         with self._limits.budget.hold() as held:
             pictures = self._pictures(request.pictures, held)
             predictions = await self._service.predict_many(model, pictures, within(context, ask, model))
+        started = time.monotonic()
         response = v1.PredictResponse(model=model.name, version=model.version)
         for prediction in predictions:
             write_result(prediction.result, response.results.add())
         write_timings(slowest(predictions), response.timings)
+        model.pool.statistics.encoded(time.monotonic() - started)
         return response
 
     @answered
@@ -69,7 +73,7 @@ class VisionGrpc:
     @answered
     @reading(v1.AnnotateRequest)
     async def annotate(self, request: v1.AnnotateRequest, context: Context) -> v1.AnnotateResponse:
-        model = self._model(request)
+        model = self._asked(request)
         ask = read_options(request.options)
         kind = _PICTURE_TYPES.get(request.format)
         if kind is None:
@@ -92,6 +96,11 @@ class VisionGrpc:
     async def get_model(self, request: v1.GetModelRequest, context: Context) -> v1.GetModelResponse:  # noqa: ARG002
         return _description(describe(self._model(request)))
 
+    def _asked(self, request: v1.PredictRequest | v1.AnnotateRequest) -> Model:
+        model = self._model(request)
+        note_model(model.name, model.version)
+        return model
+
     def _model(self, request: v1.PredictRequest | v1.AnnotateRequest | v1.GetModelRequest) -> Model:
         return self._service.models.get(request.model, request.version or None)
 
@@ -104,6 +113,7 @@ class VisionGrpc:
             raise InvalidRequest("there is no picture in the request", hint="put the bytes of files into `pictures`")
         self._limits.check_pictures(len(pictures))
         held.take(size)
+        note_pictures(len(pictures))
         return pictures
 
 

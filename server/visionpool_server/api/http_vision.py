@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from visionpool.errors import Cancelled, InvalidRequest
 from visionpool_server.api.accept import preferred
 from visionpool_server.api.answers import describe, result_fields, slowest, summary
 from visionpool_server.api.bodies import BodyLimits, JsonPictures, read_pictures
+from visionpool_server.api.exchange import note_model, note_pictures
 from visionpool_server.api.options import PredictOptions, read_ask
 from visionpool_server.api.schemas import (
     PREDICT_EXAMPLE,
@@ -47,18 +49,24 @@ class VisionApi:
 
     async def predict(self, request: Request) -> Response:
         model = self.service.models.get(request.path_params["model"])
+        note_model(model.name, model.version)
         picture_type = _wanted_picture(request.headers.get("accept"))
         given = request.query_params
         said = {name: ",".join(given.getlist(name)) for name in given}  # classes=a&classes=b is classes=a,b
         ask = read_ask(said)
         with self.limits.budget.hold() as held:
             pictures = await read_pictures(request, self.limits, self.urls, held)
+            note_pictures(len(pictures))
             model = self.service.models.get(model.name)  # it may have been loaded anew while the body came
             if picture_type:
                 return await self._drawn(request, model, pictures, ask, picture_type)
             predictions = await unless_gone(request, self.service.predict_many(model, pictures, ask))
-        timing = {"Server-Timing": server_timing(predictions)}
-        return Response(_encoded(model, predictions), 200, timing, "application/json")
+        started = time.monotonic()
+        response = Response(
+            _encoded(model, predictions), 200, {"Server-Timing": server_timing(predictions)}, "application/json"
+        )
+        model.pool.statistics.encoded(time.monotonic() - started)
+        return response
 
     async def _drawn(
         self, request: Request, model: Model, pictures: list[bytes], ask: Ask, kind: PictureType

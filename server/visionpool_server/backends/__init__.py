@@ -141,13 +141,15 @@ def device_name(said: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an engine really runs. `devices`: execution device -> operator types, where the runtime tells."""
+    """Where an engine really runs. `devices`: execution device -> operator types, where the runtime tells. `memory_bytes`:
+    what it holds there at least: the weights; on TensorRT the engine and the memory of its contexts."""
 
     backend: str
     device: str
     precision: str
     devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     advice: str | None = None  # what to set for it to run better
+    memory_bytes: int | None = None  # None: nobody knows
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from visionpool.errors import VisionpoolError
 
 from visionpool_server import settings as flags
 from visionpool_server.api.answers import steps_of
+from visionpool_server.cli.logged_progress import LoggedProgress, report_failure
+from visionpool_server.logs import set_up
 from visionpool_server.models.loader import Defaults, Model
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -73,9 +75,7 @@ def serve(
     """Serve models over HTTP and gRPC until SIGTERM or Ctrl-C."""
     from visionpool_server.app import App
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("uvicorn", "uvicorn.error", "httpx"):
-        logging.getLogger(noisy).setLevel("WARNING")
+    set_up(log_level, log_format)
     wanted = flags.Settings(
         models=tuple(models or ()),
         host=host,
@@ -101,8 +101,14 @@ def serve(
         tls_client_ca=tls_client_ca,
         api_keys=api_keys,
     )
-    progress = _Progress()
-    App(wanted, on_loaded=progress.loaded, on_ready=progress.ready).run()
+    progress = LoggedProgress() if log_format == "json" else _Progress()
+    try:
+        App(wanted, on_loaded=progress.loaded, on_ready=progress.ready).run()
+    except VisionpoolError as error:
+        if log_format == "text":
+            raise
+        report_failure(error)
+        raise typer.Exit(1) from error
 
 
 class _Progress:
@@ -131,10 +137,12 @@ class _Progress:
             if advice:
                 self._console.print(f"      {advice}", markup=False, style="yellow")
 
-    def ready(self, url: str, grpc_address: str) -> None:
+    def ready(self, url: str, grpc_address: str, metrics_url: str) -> None:
         name = self._first.name if self._first else "MODEL"
         self._console.print(f"visionpool is ready at {url}", style="bold green")
         self._console.print(f"  gRPC                {grpc_address}")
+        if metrics_url:
+            self._console.print(f"  metrics             {metrics_url}")
         self._console.print(f"  API documentation   {url}/docs")
         if self._first is None or self._first.taking_pictures is None:
             self._console.print(f"  metadata            curl {url}/v2/models/{name}")

@@ -25,6 +25,10 @@ class Repository:
     def __len__(self) -> int:
         return len(self._models)
 
+    def find(self, name: str) -> Model | None:
+        """The model of this name, None where there is none, or none yet."""
+        return self._models.get(name)
+
     def get(self, name: str, version: str | None = None) -> Model:
         """Raises ModelNotFound, naming what there is; Unavailable while models are being loaded."""
         model = self._models.get(name)
@@ -35,6 +39,10 @@ class Repository:
         if version is not None and version != model.version:
             raise ModelNotFound(f"{name} has no version {version!r}", hint=f"served: version {model.version}")
         return model
+
+    def find(self, name: str) -> Model | None:
+        """None where there is none of this name just now."""
+        return self._models.get(name)
 
     def remove(self, name: str) -> Model:
         """Takes a model out at once, with the parts it brought; its caller closes it. Raises ModelNotFound, InvalidRequest."""

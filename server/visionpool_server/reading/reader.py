@@ -123,7 +123,7 @@ class Reader:
         times = Times()
         started = time.monotonic()
         image = await self._off_loop(self._flow.decoded, picture) if isinstance(picture, bytes) else picture
-        times.decode = time.monotonic() - started
+        times.decode_s = time.monotonic() - started
         found = await self._asked("detect", image, terms, times)
         assert isinstance(found, OCRResult)
         lines = lines_of(found)
@@ -138,7 +138,7 @@ class Reader:
     async def _cut_out(self, image: Image, terms: _Terms, line: Line) -> None:
         started = time.monotonic()
         cut = await self._off_loop(crop, image, line.quad)
-        line.times.prepare += time.monotonic() - started
+        line.times.prepare_s += time.monotonic() - started
         await self._read(cut, terms, line)
 
     async def _read(self, cut: Image, terms: _Terms, line: Line) -> None:

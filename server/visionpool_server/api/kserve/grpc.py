@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from inspect import isawaitable
@@ -15,6 +16,7 @@ from visionpool.errors import Unimplemented, VisionpoolError
 
 from visionpool_server.api.bodies import LARGE_TEXT, swollen
 from visionpool_server.api.budget import ByteBudget, Held
+from visionpool_server.api.exchange import Frame, note_error
 from visionpool_server.api.grpc_errors import Context, answered, unforeseen
 from visionpool_server.api.grpc_messages import parsed
 from visionpool_server.api.grpc_streams import in_order
@@ -76,6 +78,7 @@ class KserveGrpc:
 
     async def _inferred(self, opened: _Opened, held: Held, context: Context, answer: Any) -> None:
         """Fills in `answer`, a `ModelInferResponse`."""
+        self._kserve.note(opened.message.model_name, opened.message.model_version)
         held.take(opened.size)
         if opened.growing:
             held.take(swollen(opened.growing, self._budget))
@@ -83,11 +86,15 @@ class KserveGrpc:
         else:
             request = read_request(opened.message)
         begun = self._kserve.begin(request, context.time_remaining())
-        write_response(begun if isinstance(begun, InferResponse) else await begun, answer)
+        response = begun if isinstance(begun, InferResponse) else await begun
+        started = time.monotonic()
+        write_response(response, answer)
+        self._kserve.encoded(response, time.monotonic() - started)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         async def answer(raw: bytes) -> bytes:
-            return await self._stream_answer(raw, context)
+            with Frame():
+                return await self._stream_answer(raw, context)
 
         async with aclosing(in_order(requests, answer, _IN_FLIGHT)) as answers:
             async for message in answers:
@@ -105,10 +112,10 @@ class KserveGrpc:
                 if wants_final:
                     answer.infer_response.parameters[_IS_FINAL].bool_param = True
         except VisionpoolError as error:
-            answer = _refusal(name, str(error))
+            answer = _refusal(name, error)
         except Exception as error:
             log.error("ModelStreamInfer failed", exc_info=error)
-            answer = _refusal(name, str(unforeseen()))
+            answer = _refusal(name, unforeseen())
         return answer.SerializeToString()  # type: ignore[no-any-return]  # untyped messages
 
     async def _index(self, message: Any) -> Any:
@@ -173,9 +180,10 @@ def _wants_final(parameters: Any) -> bool:
     return _ASKS_FINAL in parameters and bool(parameters[_ASKS_FINAL].bool_param)
 
 
-def _refusal(name: str, text: str) -> Any:
+def _refusal(name: str, error: VisionpoolError) -> Any:
     """Triton's form: the text, and an answer that carries nothing but the request's id, where it was one."""
-    return pb.ModelStreamInferResponse(error_message=text, infer_response=pb.ModelInferResponse(id=name))
+    note_error(error.code)
+    return pb.ModelStreamInferResponse(error_message=str(error), infer_response=pb.ModelInferResponse(id=name))
 
 
 def _refuse_cuda(_: Any) -> Any:

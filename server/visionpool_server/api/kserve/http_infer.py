@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,6 +68,7 @@ class Inference:
             return unexpected_answer(request, error)
 
     async def _inferred(self, request: Request, model: str, version: str, held: Held) -> Answer:
+        self.kserve.note(model, version)
         headers: Mapping[bytes, bytes] = dict(request.scope["headers"])
         body = await read_decoded(request.receive, headers, self.limits, held)
         header = headers.get(HEADER)
@@ -81,7 +83,10 @@ class Inference:
             asked = read_request(model, version, body, head_size)
         begun = self.kserve.begin(asked)
         response = begun if isinstance(begun, InferResponse) else await unless_gone(request, begun)
-        return await _answered(asked, response, headers.get(b"accept-encoding"))
+        started = time.monotonic()
+        answer = await _answered(asked, response, headers.get(b"accept-encoding"))
+        self.kserve.encoded(response, time.monotonic() - started)
+        return answer
 
 
 async def _answered(asked: InferRequest, response: InferResponse, accept: bytes | None) -> Answer:
@@ -100,11 +105,8 @@ async def _answered(asked: InferRequest, response: InferResponse, accept: bytes 
 def error_answer(error: VisionpoolError, *, allow: str = "") -> Answer:
     """The error in the protocol's form, `{"error": "<message>"}`, with the status and headers that it has elsewhere."""
     known = error_response(error)
-    retry = known.headers.get("retry-after")
-    headers = [
-        _JSON,
-        *((name, value.encode()) for name, value in ((b"retry-after", retry), (b"allow", allow)) if value),
-    ]
+    more = [(name, known.headers.get(name, "")) for name in ("retry-after", "www-authenticate")]
+    headers = [_JSON, *((name.encode(), value.encode()) for name, value in (*more, ("allow", allow)) if value)]
     return Answer(known.status_code, headers, orjson.dumps({"error": str(error)}))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from visionpool.errors import ModelNotFound, Unavailable
 
 from visionpool_server.api.bodies import BodyLimits
+from visionpool_server.api.exchange import note_model
 from visionpool_server.api.kserve import description
 from visionpool_server.api.kserve.control import Control
 from visionpool_server.api.kserve.inference import Inference
@@ -47,6 +48,17 @@ class Kserve:
 
     def live(self) -> bool:
         return True
+
+    def note(self, name: str, version: str) -> None:
+        """A request is for this model; where it is not served, nothing is noted."""
+        model = self._models.find(name)
+        if model and version in ("", model.version):
+            note_model(model.name, model.version)
+
+    def encoded(self, response: InferResponse, seconds: float) -> None:
+        """An answer was written as bytes in so many seconds."""
+        if model := self._models.find(response.model):
+            model.pool.statistics.encoded(seconds)
 
     def begin(self, request: InferRequest, limit: float | None = None) -> InferResponse | Awaitable[InferResponse]:
         """See `Inference.begin`. Raises ModelNotFound besides."""

@@ -20,6 +20,7 @@ from visionpool_server.backends.onnxruntime.session import (
     reason,
     refuse_what_it_cannot_send,
     size_or,
+    weight_bytes,
 )
 from visionpool_server.cpu import cpu_count
 from visionpool_server.cuda.gpu import Gpu
@@ -37,7 +38,7 @@ def load_on(source: Source, options: LoadOptions, provider: Provider, gpu: Gpu |
     session = opened(source, options, settings, provider)
     if options.image is None:
         refuse_what_it_cannot_send(session)
-    engine = OnnxRuntimeEngine(session, options, contexts, provider, gpu)
+    engine = OnnxRuntimeEngine(session, options, contexts, provider, gpu, held=weight_bytes(source.weights))
     _run_once(engine, options)
     return engine
 
@@ -94,7 +95,14 @@ def _run_once(engine: OnnxRuntimeEngine, options: LoadOptions) -> None:
 
 class OnnxRuntimeEngine:
     def __init__(
-        self, session: ort.InferenceSession, options: LoadOptions, contexts: int, provider: Provider, gpu: Gpu | None
+        self,
+        session: ort.InferenceSession,
+        options: LoadOptions,
+        contexts: int,
+        provider: Provider,
+        gpu: Gpu | None,
+        *,
+        held: int | None = None,
     ) -> None:
         self._session = session
         self._options = options
@@ -108,7 +116,8 @@ class OnnxRuntimeEngine:
         self.on_cpu = gpu is None
         self.batched, self.batch_sizes, self.max_batch_size = batching(session, options)
         own = session.get_providers()[0].removesuffix("ExecutionProvider")
-        self._placement = Placement("onnxruntime", f"cuda:{gpu.ordinal}" if gpu else own, "as in the file")
+        device = f"cuda:{gpu.ordinal}" if gpu else own
+        self._placement = Placement("onnxruntime", device, "as in the file", memory_bytes=held)
 
     def clone(self) -> Context:
         return DeviceContext(self._shared) if self._shared else OnnxRuntimeContext(self._session, self._options)

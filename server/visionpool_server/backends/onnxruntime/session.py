@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from visionpool.errors import InvalidModel
 
 from visionpool_server.backends import LoadOptions, Signature, TensorSpec, refuse_unknown_types, zeros
+from visionpool_server.backends.onnx_file import read_onnx
 from visionpool_server.backends.onnxruntime import libraries
 from visionpool_server.backends.onnxruntime.provider import CUDA, Provider
 
@@ -104,3 +105,14 @@ def refuse_what_it_cannot_send(session: ort.InferenceSession) -> None:
             "ONNX Runtime cannot take strings and bfloat16 in one model from Python",
             hint="say runtime.backend: openvino, or cast the bfloat16 tensors in the export",
         )
+
+
+def weight_bytes(weights: Path | None) -> int | None:
+    """Of the file, and of those that it keeps its larger tensors in; None where that cannot be told."""
+    if weights is None:
+        return None
+    try:
+        files = (weights, *(weights.parent / name for name in read_onnx(weights).external))
+        return sum(path.stat().st_size for path in files)
+    except (OSError, InvalidModel):
+        return None

@@ -63,8 +63,14 @@ def _engine(
     if shapes and advice:
         for each in compiled.values():
             shapes.put(each)
-    placed_on = replace(placement(next(iter(compiled.values())), options, placed[0]), advice=advice)
+    placed_on = placement(next(iter(compiled.values())), options, placed[0])
+    placed_on = replace(placed_on, advice=advice, memory_bytes=_weight_bytes(model))
     return OpenVinoEngine(Compiled(compiled, shapes=shapes), planned, names, options, placed_on)
+
+
+def _weight_bytes(model: ov.Model) -> int:
+    """Of the constants as the file has them; models of several batch sizes share them."""
+    return sum(node.get_byte_size() for node in model.get_ops() if isinstance(node, ov.op.Constant))
 
 
 def _take_inline(

@@ -68,7 +68,10 @@ class TensorRtEngine:
         self.contexts = options.contexts or _CONTEXTS
         self.on_cpu = False
         self.quick_bytes = 0
-        self._placement = Placement("tensorrt", self._loaded.device, self.precision, advice=advice)
+        memory = None if settings.streams_weights else len(plan) + self._context_bytes()
+        self._placement = Placement(
+            "tensorrt", self._loaded.device, self.precision, advice=advice, memory_bytes=memory
+        )
 
     def _load(self, api: Api, plan: bytes, settings: TensorRtSettings) -> Loaded:
         with self._gpu.current():
@@ -95,6 +98,10 @@ class TensorRtEngine:
                 return batching(loaded, self._options, runner, stream)
             finally:
                 stream.synchronize()
+
+    def _context_bytes(self) -> int:
+        """What all contexts compute in."""
+        return self.contexts * int(self._there().engine.device_memory_size_v2)
 
     def _there(self) -> Loaded:
         if self._loaded is None or self._closing:
