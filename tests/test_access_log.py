@@ -37,7 +37,9 @@ TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNIN
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    write_model(folder / "colour", {"fail": list(BROKEN), "hang": list(STUCK), "hang_s": 2}, batching={"timeout_ms": 1500})
+    write_model(
+        folder / "colour", {"fail": list(BROKEN), "hang": list(STUCK), "hang_s": 2}, batching={"timeout_ms": 1500}
+    )
     return folder
 
 
@@ -48,7 +50,7 @@ def server(models: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def channel(server: Server) -> Iterator[grpc.Channel]:
+def channel(server: Server) -> Iterator[Any]:
     with grpc.insecure_channel(server.grpc) as made:
         yield made
 
@@ -69,7 +71,7 @@ def post(server: Server, path: str, name: str, body: bytes = b"", **more: Any) -
     return httpx.post(f"{server.url}{path}", content=body, headers={"X-Request-ID": name}, timeout=BOUND, **more)
 
 
-def call(channel: grpc.Channel, method: str, name: str, request: bytes = b"", **more: Any) -> grpc.StatusCode:
+def call(channel: Any, method: str, name: str, request: bytes = b"", **more: Any) -> grpc.StatusCode:
     """How a call ends."""
     try:
         channel.unary_unary(method)(request, metadata=(("x-request-id", name),), timeout=more.get("timeout", BOUND))
@@ -86,7 +88,9 @@ def test_a_line_says_who_asked_what_and_how_it_ended(server: Server) -> None:
     body = picture(RED)
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"X-Request-ID": "told", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
-    httpx.post(f"{server.url}/v1/models/colour/predict?score_threshold=0.5", content=body, headers=headers, timeout=BOUND)
+    httpx.post(
+        f"{server.url}/v1/models/colour/predict?score_threshold=0.5", content=body, headers=headers, timeout=BOUND
+    )
     line = line_of(server, "told")
     assert line.pop("duration_ms") > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
@@ -163,7 +167,7 @@ def test_each_end_over_http(
 )
 def test_each_end_over_grpc(
     server: Server,
-    channel: grpc.Channel,
+    channel: Any,
     method: str,
     request_bytes: bytes,
     status: str,
@@ -179,7 +183,7 @@ def test_each_end_over_grpc(
     assert ("pictures" in line) == (model is not None and method == PREDICT)
 
 
-def test_a_client_that_leaves_is_told_of_too(server: Server, channel: grpc.Channel) -> None:
+def test_a_client_that_leaves_is_told_of_too(server: Server, channel: Any) -> None:
     with connected(server) as connection:
         connection.post("/v1/models/colour/predict", picture(STUCK), "X-Request-ID: left-http")
         connection.vanish()
@@ -194,12 +198,35 @@ def test_a_client_that_leaves_is_told_of_too(server: Server, channel: grpc.Chann
     assert line["model"] == "colour"
 
 
-def test_a_message_that_grpc_itself_refuses_is_told_of(server: Server, channel: grpc.Channel) -> None:
+def test_many_at_once_have_one_line_each_whatever_becomes_of_them(server: Server, channel: Any) -> None:
+    """A third of them are cancelled, before the server has them, while they wait, or when they are answered already."""
+    calls = []
+    for number in range(150):
+        body = predict() if number % 2 else b"\xff"
+        metadata = (("x-request-id", f"many-{number}"),)
+        calls.append(channel.unary_unary(PREDICT).future(body, metadata=metadata, timeout=BOUND))
+        if number % 3 == 0:
+            calls[number // 2].cancel()
+    ended = {f"many-{number}": ended.exception(BOUND) for number, ended in enumerate(calls) if not ended.cancelled()}
+    for name in ended:
+        server.wait_for(f'"request_id":"{name}"', BOUND)
+    channel.unary_unary(PREDICT).future(b"", metadata=(("x-request-id", "after-many"),), timeout=BOUND).exception(BOUND)
+    line_of(server, "after-many")
+    told = [line for line in records(server) if line.get("request_id", "").startswith("many-")]
+    names = [line["request_id"] for line in told]
+    assert len(names) == len(set(names))
+    assert ended.keys() <= set(names)
+    for line in told:
+        if error := ended.get(line["request_id"]):
+            assert line["status"] == error.code().name
+
+
+def test_a_message_that_grpc_itself_refuses_is_told_of(server: Server, channel: Any) -> None:
     assert call(channel, PREDICT, "huge", b"x" * 2**21) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert line_of(server, "huge")["outcome"] == "cancelled"
 
 
-def test_a_stream_is_one_line(server: Server, channel: grpc.Channel) -> None:
+def test_a_stream_is_one_line(server: Server, channel: Any) -> None:
     def frames() -> Iterator[bytes]:
         for colour in (RED, BROKEN, RED):
             yield v1.PredictStreamRequest(model="colour", picture=picture(colour)).SerializeToString()
@@ -217,7 +244,7 @@ def test_a_stream_is_one_line(server: Server, channel: grpc.Channel) -> None:
     }
 
 
-def test_a_stream_of_tensors_is_one_line(server: Server, channel: grpc.Channel) -> None:
+def test_a_stream_of_tensors_is_one_line(server: Server, channel: Any) -> None:
     requests = [pb.ModelInferRequest(model_name=name).SerializeToString() for name in ("colour", "invented")]
     method = channel.stream_stream(INFER_STREAM)
     assert len(list(method(iter(requests), metadata=(("x-request-id", "tensors"),), timeout=BOUND))) == 2
@@ -225,7 +252,7 @@ def test_a_stream_of_tensors_is_one_line(server: Server, channel: grpc.Channel) 
     assert (line["outcome"], line["frames"], line["failed"], line["model"]) == ("ok", 2, 2, "colour")
 
 
-def test_a_stream_that_is_refused_says_why(server: Server, channel: grpc.Channel) -> None:
+def test_a_stream_that_is_refused_says_why(server: Server, channel: Any) -> None:
     frame = v1.PredictStreamRequest(model="invented").SerializeToString()
     with pytest.raises(grpc.RpcError):
         list(channel.stream_stream(STREAM)(iter([frame]), metadata=(("x-request-id", "no-stream"),), timeout=BOUND))
@@ -233,7 +260,7 @@ def test_a_stream_that_is_refused_says_why(server: Server, channel: grpc.Channel
     assert (line["status"], line["outcome"], line.get("frames")) == ("NOT_FOUND", "model_not_found", None)
 
 
-def test_probes_that_succeed_are_left_out(server: Server, channel: grpc.Channel) -> None:
+def test_probes_that_succeed_are_left_out(server: Server, channel: Any) -> None:
     for path in ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics"):
         assert httpx.get(f"{server.url}{path}", headers={"X-Request-ID": "probe"}, timeout=BOUND).status_code == 200
     for method in ("grpc.health.v1.Health/Check", "inference.GRPCInferenceService/ServerReady"):
@@ -257,7 +284,11 @@ def test_nothing_but_json_is_printed_from_start_to_end(models: Path) -> None:
         post(quiet, "/nowhere", "one")
     told = records(quiet)
     assert [line["logger"] for line in told][:2] == ["visionpool_server.start"] * 2
-    assert (told[0]["model"], told[0]["task"], told[0]["placements"][0]["backend"]) == ("colour", "classification", "fake")
+    assert (told[0]["model"], told[0]["task"], told[0]["placements"][0]["backend"]) == (
+        "colour",
+        "classification",
+        "fake",
+    )
     assert (told[1]["url"], told[1]["grpc"]) == (quiet.url, quiet.grpc)
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in told)
     assert [line["request_id"] for line in told if "request_id" in line] == ["one"]
@@ -342,10 +373,10 @@ def test_lines_past_what_may_wait_are_lost_and_counted(monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[logging.Formatter], tuple[logging.Logger, io.StringIO]]]:
+def log() -> Iterator[Callable[[logging.Formatter], tuple[logging.Logger, io.StringIO]]]:
     """A logger of its own which writes by a formatter, and what it writes."""
     made: list[logging.Handler] = []
-    logger = logging.Logger("tests.of.logs")  # noqa: LOG001  it is no one else's
+    logger = logging.Logger("tests.of.logs")
 
     def start(form: logging.Formatter) -> tuple[logging.Logger, io.StringIO]:
         handler = logging.StreamHandler(io.StringIO())

@@ -283,8 +283,11 @@ def test_other_failures_are_not_retried(server: ScriptedServer, connect: Connect
     assert len(server.requests) == 1
 
 
-def test_another_server_is_asked_in_place_of_one_that_is_gone(server: ScriptedServer, connect: Connect) -> None:
-    server.script = [foreign("UNAVAILABLE", "Socket closed"), good()]
+@pytest.mark.parametrize("gone", [foreign("UNAVAILABLE", "Socket closed"), foreign("UNKNOWN", "Stream removed (END)")])
+def test_another_server_is_asked_in_place_of_one_that_is_gone(
+    server: ScriptedServer, connect: Connect, gone: Reply
+) -> None:
+    server.script = [gone, good()]
     assert connect(server.address).predict("m", io.BytesIO(JPEG)) == RESULT
     assert [predict_request(server, i).pictures[0] for i in range(2)] == [JPEG] * 2
 

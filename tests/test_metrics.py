@@ -9,10 +9,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -22,18 +24,22 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as text_metrics
 from visionpool.grpc import GrpcClient
 from visionpool.v1 import vision_pb2 as v1
 from visionpool_server.api.exchange import Exchange
 from visionpool_server.api.metrics import Metrics, gpus
 from visionpool_server.api.metrics.requests import outcomes
+from visionpool_server.app import offline
+from visionpool_server.cpu import cpu_count
 from visionpool_server.histogram import BUCKETS, Histogram
 from visionpool_server.models.loader import Defaults, load_model
 from visionpool_server.models.repository import Repository, load_all, locate
+from visionpool_server.pool import Occupancy
 from visionpool_server.statistics import Statistics
 
 from tests import ocr_models
-from tests.prometheus_text import Scrape, scrape, until
+from tests.prometheus_text import WAIT, Scrape, scrape, until
 from tests.real_server import Server, picture, serving, write_model
 from tests.test_monitor import A100, GIB, FakeNvml
 
@@ -50,6 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_model(folder / "slow", {"latency_ms": SLOW_MS}, workers=2, batching={"max_queue_size": 3})
     write_model(folder / "batches", {"latency_ms": 30}, workers=1, batching={"max_batch_size": 4})
     write_model(folder / "fragile", {"die": DEADLY, "fail": POISON})
+    write_model(folder / "deep", {"latency_ms": 700, "depth": 2}, workers=1)
     write_model(folder / "extra")
     ocr_models.pipeline(folder / "ocr")
     explicit = ("--model-control-mode", "explicit", "--load-model", "*")
@@ -178,6 +185,13 @@ def test_pictures_and_batches_are_those_of_kserves_statistics(server: Server) ->
     assert int(said["execution_count"]) < int(said["inference_count"])  # some were joined
 
 
+def _fill(seen: Scrape, model: str) -> tuple[float, float, float]:
+    """How many requests are in flight, how many slots used, and how many pictures wait."""
+    gauges = ("visionpool_requests_in_flight", "visionpool_slots_used", "visionpool_queue_length")
+    in_flight, used, waiting = (seen(gauge, model=model) for gauge in gauges)
+    return in_flight, used, waiting
+
+
 def test_slots_fill_then_the_queue_then_callers_are_refused(server: Server) -> None:
     """Two workers, three places more: the sixth is refused."""
     idle = scrape(server.url)
@@ -185,16 +199,44 @@ def test_slots_fill_then_the_queue_then_callers_are_refused(server: Server) -> N
     assert idle("visionpool_workers", model="slow", device="none") == 2
     with ThreadPoolExecutor(5) as threads:
         answers = [threads.submit(predict, server, "slow") for _ in range(5)]
-        full = until(server.url, lambda now: now("visionpool_requests_in_flight", model="slow") == 5)
+        until(server.url, lambda now: _fill(now, "slow") == (5, 2, 3))
         assert predict(server, "slow").status_code == 429
-        busy = until(server.url, lambda now: now("visionpool_slots_used", model="slow") == 2)
-        assert full("visionpool_slots_used", model="slow") + full("visionpool_queue_length", model="slow") == 5
-        assert busy("visionpool_queue_length", model="slow") in (1, 3)  # of the first or the second round
         assert {answer.result().status_code for answer in answers} == {200}
-    empty = scrape(server.url)
-    for gauge in ("visionpool_slots_used", "visionpool_queue_length", "visionpool_requests_in_flight"):
-        assert empty(gauge, model="slow") == 0, gauge
+    empty = until(server.url, lambda now: _fill(now, "slow") == (0, 0, 0))
     assert requests(empty, "slow", "queue_full") == 1
+
+
+def test_a_batch_that_a_device_is_given_early_waits(server: Server) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(predict, server, "deep") for _ in range(2)]
+        busy = until(server.url, lambda now: _fill(now, "deep") == (2, 1, 1))
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert busy("visionpool_slots", model="deep") == 1
+
+
+def test_a_picture_that_is_still_to_be_decoded_waits(tmp_path: Path) -> None:
+    """Where decoding is what holds a server up, its workers look idle, and pictures wait all the same."""
+    write_model(tmp_path / "m")
+    with offline([tmp_path], Defaults(), max_pixels=10**6) as service:
+        model = service.models.get("m")
+        held = Event()
+        for _ in range(cpu_count()):
+            service.stages.submit(held.wait, 20)
+
+        async def ask() -> Occupancy:
+            asked = [asyncio.ensure_future(service.predict_many(model, [picture(RED)] * 2)) for _ in range(2)]
+            await asyncio.sleep(0)  # they begin
+            waiting = model.pool.occupancy()
+            held.set()
+            await asyncio.gather(*asked)
+            return waiting
+
+        waiting = asyncio.run(ask())
+        end = time.monotonic() + WAIT
+        while model.pool.occupancy() != Occupancy(2, 0, 0, 0, 0):  # a worker is done a moment after its answer has left
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert waiting == Occupancy(capacity=2, executing=0, waiting=4, admitted=4, requests=2)
 
 
 def test_a_worker_that_dies_and_a_batch_that_fails_are_counted(server: Server) -> None:
@@ -266,13 +308,25 @@ def test_nothing_that_callers_invent_becomes_a_label(server: Server) -> None:
 
     _flood(server, "warm")
     before = scrape(server.url)
-    for round_ in range(40):
+    for round_ in range(15):
         _flood(server, f"zz{round_}")
     after = scrape(server.url)
     assert shape(after) == shape(before)
     assert "zz" not in after.text
     assert after.labels("visionpool_requests_total", "outcome") <= outcomes()
-    served = {"", "colours", "slow", "batches", "fragile", "extra", "ocr", "ocr.detect", "ocr.classify", "ocr.read"}
+    served = {
+        "",
+        "colours",
+        "slow",
+        "batches",
+        "deep",
+        "fragile",
+        "extra",
+        "ocr",
+        "ocr.detect",
+        "ocr.classify",
+        "ocr.read",
+    }
     assert after.labels("visionpool_requests_total", "model") <= served
 
 
@@ -294,7 +348,8 @@ def _flood(server: Server, word: str) -> None:
         for method in ("/visionpool.v1.Vision/Predict", f"/{word}/Predict", f"/visionpool.v1.Vision/{word}"):
             with suppress(grpc.RpcError):
                 asked = v1.PredictRequest(model=word, pictures=[word.encode()])
-                channel.unary_unary(method)(asked.SerializeToString(), timeout=30, metadata=(("x-request-id", word),))
+                call: Any = channel.unary_unary(method)
+                call(asked.SerializeToString(), timeout=30, metadata=(("x-request-id", word),))
 
 
 def test_labels_are_checked_even_where_a_transport_does_not(tmp_path: Path) -> None:
@@ -383,7 +438,7 @@ def test_the_applications_refuses_other_methods_than_get_and_head() -> None:
 def test_it_is_told_in_the_form_that_is_asked_for(server: Server, accept: str | None, kind: str) -> None:
     answer = httpx.get(f"{server.url}/metrics", headers={"Accept": accept} if accept else {})
     assert answer.headers["content-type"] == kind
-    read = open_metrics if "openmetrics" in kind else lambda text: Scrape.of(text).samples
+    read = open_metrics if "openmetrics" in kind else text_metrics
     assert len(list(read(answer.text))) > 20
 
 

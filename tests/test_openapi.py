@@ -64,6 +64,7 @@ def test_every_route_is_described(document: dict[str, Any]) -> None:
         "POST /fd/{model}",
         "GET /health/live",
         "GET /health/ready",
+        "GET /metrics",
     }
     assert {"GET /v2", "POST /v2/models/{model}/infer", "GET /v2/models/{model}/config"} <= {
         n for n, _ in operations(document)

@@ -36,6 +36,7 @@ from visionpool.errors import (
     ServiceError,
     SetupError,
     TooLarge,
+    Unauthenticated,
     Unavailable,
     UnsupportedMedia,
     VisionpoolError,
@@ -52,6 +53,7 @@ from visionpool.results import (
     SegmentationResult,
     result_from_dict,
 )
+from visionpool.tls import Tls
 
 if TYPE_CHECKING:
     from visionpool.grpc import AsyncGrpcClient as AsyncGrpcClient
@@ -94,7 +96,9 @@ __all__ = [
     "SegmentationResult",
     "ServiceError",
     "SetupError",
+    "Tls",
     "TooLarge",
+    "Unauthenticated",
     "Unavailable",
     "UnsupportedMedia",
     "VisionpoolError",

@@ -40,6 +40,7 @@ from visionpool.errors import InvalidOption, VisionpoolError
 from visionpool.operations import Options
 from visionpool.pictures import Color, Encoding, Picture, load
 from visionpool.protocol import Call, Patience
+from visionpool.tls import Tls
 
 if TYPE_CHECKING:
     from visionpool.results import Result
@@ -55,10 +56,10 @@ class GrpcClient(Calls):
             for result in client.stream("yolov8n", cv2.VideoCapture("street.mp4")):
                 ...
 
-    `address`: host and port, or `grpc://host:port`, or `grpcs://host:port` for TLS, with `credentials` for
-    certificates of your own. `dns:///host:port` asks all the servers behind a name in turn, and
-    `ipv4:10.0.0.1:8001,10.0.0.2:8001` those; by TLS if there are `credentials`. `timeout`: seconds for a call with all
-    its retries and pauses; the server is told by the deadline of each attempt. `max_message_mb` bounds an answer. May be
+    `address`: host and port, or `grpc://host:port`, or `grpcs://host:port` for TLS, with `tls` for certificates
+    of your own, or gRPC's `credentials`. `dns:///host:port` asks all the servers behind a name in turn, and
+    `ipv4:10.0.0.1:8001,10.0.0.2:8001` those; by TLS if there are `tls` or `credentials`. `timeout`: seconds for a call
+    with all its retries and pauses; the server is told by the deadline of each attempt. `max_message_mb` bounds an answer. May be
     shared between threads.
     """
 
@@ -71,10 +72,11 @@ class GrpcClient(Calls):
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         max_message_mb: float = 256,
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         super().__init__(Patience(timeout, retries))
-        self._target, secure = _target(address, credentials)
+        self._target, secure = _target(address, tls, credentials)
         settings = channel_options(self._target, max_message_mb)
         self._channel = (
             grpc.secure_channel(self._target, secure, settings)
@@ -185,10 +187,11 @@ class AsyncGrpcClient(AwaitedCalls):
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         max_message_mb: float = 256,
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         super().__init__(Patience(timeout, retries))
-        self._target, self._credentials = _target(address, credentials)
+        self._target, self._credentials = _target(address, tls, credentials)
         self._settings = channel_options(self._target, max_message_mb)
         self._metadata = metadata(api_key, headers)
         self._channel: grpc.aio.Channel | None = None
@@ -271,13 +274,19 @@ class AsyncGrpcClient(AwaitedCalls):
         return read(call, message)
 
 
-def _target(url: str, credentials: grpc.ChannelCredentials | None) -> tuple[str, grpc.ChannelCredentials | None]:
+def _target(
+    url: str, tls: Tls | None, credentials: grpc.ChannelCredentials | None
+) -> tuple[str, grpc.ChannelCredentials | None]:
     """Where to, and by which credentials; None for no TLS."""
     there = address(url)
+    if tls and credentials:
+        raise InvalidOption("tls and credentials say the same", hint="give one of them")
+    if tls:
+        credentials = grpc.ssl_channel_credentials(*tls.contents())
     if there.several:
         return there.target, credentials
     if credentials and not there.secure:
-        raise InvalidOption(f"credentials are of no use for {url}", hint=f"use grpcs://{there.target}")
+        raise InvalidOption(f"{'tls is' if tls else 'credentials are'} of no use for {url}", hint=f"use grpcs://{there.target}")
     return there.target, (credentials or grpc.ssl_channel_credentials()) if there.secure else None
 
 

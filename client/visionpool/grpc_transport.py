@@ -58,6 +58,7 @@ _HINTS = {
 _SEVERAL = ("dns:", "ipv4:", "ipv6:")  # gRPC's name syntax (doc/naming.md of its repository)
 _CANNOT_SEND = "Internal error from Core"  # what grpc.aio says where a stream ended while a frame was being sent
 _TOO_OLD = "max connection age"  # what a server says that ends a connection with calls still on it
+_NO_STATUS = "Stream removed"  # what gRPC says of an answer that ends before its status, as proxies cut it off
 _NOT_CONNECTED = (
     "failed to connect",
     "connections to all backends failing",
@@ -93,9 +94,10 @@ def address(url: str) -> Address:
 
 def channel_options(target: str, max_message_mb: float) -> list[tuple[str, Any]]:
     """`max_message_mb` bounds an answer; how large a request may be is the server's to say."""
-    in_turn = [("grpc.lb_policy_name", "round_robin")] if target.startswith(_SEVERAL) else []
+    # gRPC's own 30 s between two looks at a name would be long for those who wait for the new servers.
+    in_turn = [("grpc.lb_policy_name", "round_robin"), ("grpc.dns_min_time_between_resolutions_ms", 5_000)]
     return [
-        *in_turn,
+        *(in_turn if target.startswith(_SEVERAL) else ()),
         ("grpc.primary_user_agent", f"visionpool/{visionpool.__version__}"),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", int(max_message_mb * 2**20)),
@@ -234,8 +236,8 @@ def _by_status(code: grpc.StatusCode, details: str, target: str, timeout: float)
     if details == _CANNOT_SEND:
         hint = "the server may have stopped, or ended an old connection (--grpc-max-connection-age); its log tells"
         return errors.ConnectionFailed(f"the connection to {target} broke off while a frame was sent", hint=hint)
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return kind(
+    if code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.UNKNOWN and details.startswith(_NO_STATUS)):
+        return errors.ConnectionFailed(
             f"the connection to {target} broke off: {details}", hint="the server may have stopped; its log tells"
         )
     if _too_large(details):

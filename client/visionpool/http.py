@@ -9,6 +9,7 @@ import httpx
 from visionpool.answers import Answer, Refusal
 from visionpool.calls import AwaitedCalls, Calls
 from visionpool.protocol import Call, Patience
+from visionpool.tls import Tls
 from visionpool.transport import DEFAULT_URL, answer, request, settings, translated
 
 
@@ -30,7 +31,7 @@ class Client(Calls):
     for each wait for a next piece of the answer. `retries`: how often a call comes back
     when the server is busy (429, or 503 with Retry-After), no sooner than it asks, or gone: nothing answers, or the
     connection broke, or a balancer says so; a request with which two servers went away is not sent to a third.
-    `api_key` is sent as a bearer token. `transport` is httpx's, for certificates, proxies and tests.
+    `api_key` is sent as a bearer token. `tls` is for certificates of your own. `transport` is httpx's, for proxies and tests; it knows nothing of `tls`.
 
     Every call raises a subclass of `VisionpoolError`: what the server answered (RequestError, ServiceError),
     ConnectionFailed where nothing answers, DeadlineExceeded after `timeout`; and OSError for a picture's file that
@@ -45,10 +46,11 @@ class Client(Calls):
         retries: int = 3,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         super().__init__(Patience(timeout, retries))
-        self._http = httpx.Client(transport=transport, **settings(url, api_key, headers))
+        self._http = httpx.Client(transport=transport, **settings(url, api_key, headers, tls))
 
     def close(self) -> None:
         self._http.close()
@@ -77,10 +79,11 @@ class AsyncClient(AwaitedCalls):
         retries: int = 3,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         super().__init__(Patience(timeout, retries))
-        self._http = httpx.AsyncClient(transport=transport, **settings(url, api_key, headers))
+        self._http = httpx.AsyncClient(transport=transport, **settings(url, api_key, headers, tls))
 
     async def aclose(self) -> None:
         await self._http.aclose()

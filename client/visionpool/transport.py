@@ -14,24 +14,28 @@ from visionpool import errors
 from visionpool.answers import Answer, Refusal
 from visionpool.http_answers import Response, read
 from visionpool.protocol import Call
+from visionpool.tls import Tls
 
 Http: TypeAlias = httpx.Client | httpx.AsyncClient
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-def settings(url: str, api_key: str | None, headers: Mapping[str, str] | None) -> dict[str, Any]:
-    """What both of httpx's clients are made with. Raises InvalidOption for a URL that is none."""
+def settings(url: str, api_key: str | None, headers: Mapping[str, str] | None, tls: Tls | None) -> dict[str, Any]:
+    """What both of httpx's clients are made with. Raises InvalidOption for a URL that is none, and TLS that it does not ask for."""
     try:
         base = httpx.URL(url if "://" in url else f"http://{url}")
     except httpx.InvalidURL as error:
         raise errors.InvalidOption(f"{url!r} is not a URL: {error}", hint=f"such as {DEFAULT_URL}") from error
     if base.scheme not in ("http", "https") or not base.host:
         raise errors.InvalidOption(f"{url!r} is not an HTTP address", hint=f"such as {DEFAULT_URL}")
+    if tls and base.scheme != "https":
+        raise errors.InvalidOption(f"tls is of no use for {url}", hint=f"use https://{base.netloc.decode()}")
+    verify = {"verify": tls.context()} if tls else {}
     bearer = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     agent = {"User-Agent": f"visionpool/{visionpool.__version__}"}
     # uvicorn hangs up after 5 idle seconds; a request sent in that very moment would be lost.
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
-    return {"base_url": base, "headers": {**agent, **bearer, **(headers or {})}, "limits": limits}
+    return {"base_url": base, "headers": {**agent, **bearer, **(headers or {})}, "limits": limits, **verify}
 
 
 def request(http: Http, call: Call) -> httpx.Request:

@@ -78,7 +78,7 @@ def watching(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Prometheus, with a server that is under load as long as it is asked."""
     folder, over = tmp_path_factory.mktemp("prometheus"), Event()
     target = server.url.removeprefix("http://")
-    with prometheus(folder, target, FILES / "rules.yaml") as running, ThreadPoolExecutor() as threads:
+    with prometheus(folder, target, FILES / "rules.yaml") as running, ThreadPoolExecutor(9) as threads:
         load = [threads.submit(_load, server, over) for _ in range(8)]
         load.append(threads.submit(_grpc_load, server, over))
         try:
@@ -127,6 +127,17 @@ def test_a_panel_shows_the_model_and_instance_that_are_chosen(watching: Promethe
     chosen = watching.query(substituted(query, namespace="vision", instance=instance, model="(digits|colours)"))
     assert {series["metric"]["model"] for series in chosen} == {"digits", "colours"}
     assert not watching.query(substituted(query, namespace="elsewhere"))
+
+
+@needs_prometheus
+def test_both_transports_are_seen(watching: Prometheus) -> None:
+    (query,) = (query for panel, query in queries(gpu=False) if panel == "Traffic / Requests by transport")
+
+    def moving() -> bool:
+        found = watching.query(f"{substituted(query)} > 0")
+        return {series["metric"]["transport"] for series in found} == {"http", "grpc"}
+
+    watching.until(moving, "load on both transports")
 
 
 @needs_prometheus

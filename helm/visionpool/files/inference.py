@@ -17,7 +17,7 @@ def api_key() -> str | None:
     """The first key of the server's file, whose lines are KEY or NAME:KEY."""
     path = os.environ.get("TEST_KEYS")
     lines = [line.strip() for line in Path(path).read_text().splitlines()] if path else []
-    keys = [line.rpartition(":")[2].strip() for line in lines if line and not line.startswith("#")]
+    keys = [(line.partition(":")[2] or line).strip() for line in lines if line and not line.startswith("#")]
     return keys[0] if keys else None
 
 
@@ -44,10 +44,10 @@ def over_grpc(address: str) -> visionpool.GrpcClient:
 
 def ask(client: visionpool.Client | visionpool.GrpcClient, how: str) -> None:
     """Predicts with the first model that takes pictures; where all of them take tensors, being listed has to do."""
-    names = [model.name for model in client.models()]
-    pictures = [name for name in names if client.model(name).task != "tensor"]
+    models = client.models()
+    pictures = [model.name for model in models if model.task != "tensor"]
     if not pictures:
-        print(f"{how}: no model takes pictures, served are {', '.join(names) or 'none'}")
+        print(f"{how}: no model takes pictures, served are {', '.join(model.name for model in models) or 'none'}")
         return
     result = client.predict(pictures[0], PICTURE)
     print(f"{how}: {pictures[0]} answered with {type(result).__name__}")

@@ -147,12 +147,11 @@ automountServiceAccountToken: false
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ include "visionpool.patience" . }}
 securityContext:
-  {{- toYaml .Values.podSecurityContext | nindent 2 }}
-  {{- with concat (.Values.podSecurityContext.supplementalGroups | default list) $preset.supplementalGroups | uniq }}
-  {{- if not $.Values.podSecurityContext.supplementalGroups }}
-  supplementalGroups: {{ toJson . }}
+  {{- $context := .Values.podSecurityContext }}
+  {{- with concat ($context.supplementalGroups | default list) $preset.supplementalGroups | uniq }}
+  {{- $context = merge (dict "supplementalGroups" .) $context }}
   {{- end }}
-  {{- end }}
+  {{- toYaml $context | nindent 2 }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}

@@ -58,7 +58,7 @@ def _exchange_of(scope: Scope, observers: Sequence[Observer]) -> Exchange:
         observers,
     )
     if client := scope.get("client"):
-        exchange.peer = f"{client[0]}:{client[1]}"
+        exchange.peer = f"[{client[0]}]:{client[1]}" if ":" in client[0] else f"{client[0]}:{client[1]}"
     if size := headers.get(b"content-length"):
         exchange.received_bytes = int(size) if size.isdigit() and len(size) <= _LONGEST_SIZE else 0
     if parent := headers.get(_TRACE):

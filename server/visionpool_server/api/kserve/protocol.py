@@ -90,7 +90,10 @@ class Kserve:
         return description.server_metadata(shared_memory=self.shared_memory.available, tracing=self.tracing.possible)
 
     def model_ready(self, name: str, version: str = "") -> bool:
-        """False also for a model that is not there: Triton's clients ask so whether one was unloaded."""
+        """False also for a model that is not there: Triton's clients ask so whether one was unloaded; and, as there, for all
+        of them once the server is stopping."""
+        if not self._models.loading and not self.ready():
+            return False
         try:
             self._model(name, version)
         except (ModelNotFound, Unavailable):

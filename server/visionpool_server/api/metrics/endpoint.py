@@ -59,6 +59,8 @@ class MetricsEndpoint:
             methods=["GET"],
             summary="Figures for Prometheus",
             response_class=Response,
-            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+            responses={
+                200: {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/plain", _OPEN_METRICS)}}
+            },
         )
         return router

@@ -69,9 +69,7 @@ class TensorRtEngine:
         self.on_cpu = False
         self.quick_bytes = 0
         memory = None if settings.streams_weights else len(plan) + self._context_bytes()
-        self._placement = Placement(
-            "tensorrt", self._loaded.device, self.precision, advice=advice, memory_bytes=memory
-        )
+        self._placement = Placement("tensorrt", self._loaded.device, self.precision, advice=advice, memory_bytes=memory)
 
     def _load(self, api: Api, plan: bytes, settings: TensorRtSettings) -> Loaded:
         with self._gpu.current():
