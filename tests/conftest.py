@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import locale
 import logging
 import os
@@ -14,8 +15,18 @@ from typing import Protocol
 import pytest
 
 from tests import scripted_server
+from tests.ort_sessions import keep_sessions_from_spinning
 from tests.real_server import Server, serving, write_model
 from tests.scripted_server import Connect, FakeServer
+
+keep_sessions_from_spinning()
+
+
+def pytest_collection_finish() -> None:
+    """What thousands of tests and their modules are made of stays; each model that is closed has the rest collected, and
+    would look at all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 class Serve(Protocol):

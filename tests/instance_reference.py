@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 import yaml
 from numpy.typing import NDArray
 from visionpool.results import Box, Result
@@ -23,6 +22,8 @@ from visionpool_server.app import offline
 from visionpool_server.families import NO_OPTIONS, Options
 from visionpool_server.models.loader import Defaults, Model
 from visionpool_server.service import Ask, Service
+
+from tests.ort_sessions import reference_session
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[Any]
@@ -81,8 +82,7 @@ def png(image: Pixels) -> bytes:
 
 
 def run(model: Path, **inputs: Numbers) -> list[Numbers]:
-    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    return [np.asarray(output) for output in session.run(None, inputs)]
+    return [np.asarray(output) for output in reference_session(model).run(None, inputs)]
 
 
 def planes(image: Pixels, mean: float = 0.0, std: float = 255.0) -> Numbers:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from visionpool_server.api.metrics import Metrics
 
 WAIT = 20.0  # seconds; what is waited for comes in milliseconds
 
@@ -56,3 +58,18 @@ def until(url: str, holds: Callable[[Scrape], bool]) -> Scrape:
     while not holds(found := scrape(url)):
         assert time.monotonic() < end, f"it never held; at last:\n{found.text}"
     return found
+
+
+def asked(metrics: Metrics, method: str, **headers: str) -> httpx.Response:
+    """From the application that stands on a port of its own, without a socket."""
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(metrics.endpoint)
+        async with httpx.AsyncClient(transport=transport, base_url="http://metrics") as client:
+            return await client.request(method, "/metrics", headers=headers)
+
+    return asyncio.run(ask())
+
+
+def in_process(metrics: Metrics) -> Scrape:
+    return Scrape.of(asked(metrics, "GET").text)

@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 from visionpool.results import Result
@@ -19,6 +18,7 @@ from visionpool_server.families import NO_OPTIONS, Options
 from visionpool_server.models.loader import Defaults
 from visionpool_server.service import Ask
 
+from tests.ort_sessions import reference_session
 from tests.tiny_models import Graph
 
 Predict = Callable[..., Any]
@@ -102,7 +102,7 @@ def classifier(path: Path, ending: str, *, classes: int = 6, size: int = 32, see
 
 def run(model: Path, tensor: NDArray[Any], output: str | None = None) -> NDArray[Any]:
     """What ONNX Runtime makes of `tensor`: the output of that name, or the first."""
-    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    session = reference_session(model)
     names = [node.name for node in session.get_outputs()]
     return np.asarray(session.run([output or names[0]], {session.get_inputs()[0].name: tensor})[0])
 

@@ -56,7 +56,7 @@ def test_an_error_of_a_newer_server_is_judged_by_its_status(
         (500, errors.ServiceError, "no proxy in the way"),
         (413, errors.TooLarge, "no proxy in the way"),
         (404, errors.NotFound, "address of a visionpool server"),
-        (401, errors.RequestError, "api_key"),
+        (401, errors.Unauthenticated, "api_key"),
         (200, errors.ServiceError, "address of a visionpool server"),
     ],
 )

@@ -180,7 +180,7 @@ def test_every_error_of_the_server_comes_back_as_its_class(
     [
         ("INVALID_ARGUMENT", errors.InvalidRequest, "no proxy in the way"),
         ("UNIMPLEMENTED", errors.NotFound, "gRPC address of a visionpool server"),
-        ("UNAUTHENTICATED", errors.RequestError, "pass api_key"),
+        ("UNAUTHENTICATED", errors.Unauthenticated, "pass api_key"),
         ("PERMISSION_DENIED", errors.RequestError, "right one"),
         ("UNAVAILABLE", errors.ConnectionFailed, "its log tells"),
         ("CANCELLED", errors.Cancelled, "proxy"),

@@ -40,6 +40,7 @@ from tests import tiny_models
 from tests.cpu_kernels import CpuKernel, compiled_kernel
 from tests.fake_cuda import FakeDriver
 from tests.ort_device import OrtDriver, engine_on
+from tests.ort_sessions import reference_session
 from tests.tiny_models import SIZE, Graph, picture
 
 Arrays = dict[str, NDArray[Any]]
@@ -72,7 +73,7 @@ def drawing(kernel: CpuKernel) -> Iterator[OrtDriver]:
 
 
 def expected(path: Path, feeds: Tensors) -> Arrays:
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = reference_session(path)
     names = [node.name for node in session.get_outputs()]
     return dict(zip(names, map(np.asarray, session.run(names, dict(feeds))), strict=True))
 

@@ -11,7 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,20 @@ paddle.jit.save(model, sys.argv[1], input_spec=[spec])
 INFER = """
 import sys, numpy as np
 from paddle import inference
-config = inference.Config(sys.argv[1], sys.argv[2])
-config.disable_gpu()
-config.disable_glog_info()
-predictor = inference.create_predictor(config)
-(name,) = predictor.get_input_names()
-predictor.get_input_handle(name).copy_from_cpu(np.load(sys.argv[3]))
-predictor.run()
-(name,) = predictor.get_output_names()
-np.save(sys.argv[4], predictor.get_output_handle(name).copy_to_cpu())
+for line in sys.stdin:
+    program, weights, given, wanted = line.rstrip("\\n").split("\\t")
+    config = inference.Config(program, weights)
+    config.disable_gpu()
+    config.disable_glog_info()
+    predictor = inference.create_predictor(config)
+    (name,) = predictor.get_input_names()
+    predictor.get_input_handle(name).copy_from_cpu(np.load(given))
+    predictor.run()
+    (name,) = predictor.get_output_names()
+    np.save(wanted, predictor.get_output_handle(name).copy_to_cpu())
+    print("saved", flush=True)
 """
+PaddlesOwn = Callable[[Path, Array, Path], Array]
 
 
 def run_paddle(script: str, *arguments: object) -> None:
@@ -71,12 +75,28 @@ def run_paddle(script: str, *arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def paddles_own(program: Path, batch: Array, folder: Path) -> Array:
-    """What Paddle answers to `batch`."""
-    np.save(folder / "in.npy", batch)
-    run_paddle(INFER, program, program.with_suffix(".pdiparams"), folder / "in.npy", folder / "out.npy")
-    out: Array = np.load(folder / "out.npy")
-    return out
+@pytest.fixture(scope="module")
+def paddles_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PaddlesOwn]:
+    """What Paddle answers to a batch: one process for all that is asked, since Paddle takes seconds to import."""
+    complaints = tmp_path_factory.mktemp("paddle") / "stderr.txt"
+    with (
+        complaints.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-c", INFER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        assert process.stdin and process.stdout
+        asked, told = process.stdin, process.stdout
+
+        def answer(program: Path, batch: Array, folder: Path) -> Array:
+            np.save(folder / "in.npy", batch)
+            files = (program, program.with_suffix(".pdiparams"), folder / "in.npy", folder / "out.npy")
+            print(*files, sep="\t", file=asked, flush=True)
+            assert "saved\n" in told, complaints.read_text()  # reads up to it, or to the end of what it prints
+            out: Array = np.load(folder / "out.npy")
+            return out
+
+        yield answer
 
 
 def load(path: Path, **defaults: Any) -> Model:
@@ -101,7 +121,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_a_converted_program_answers_as_paddle_does(made: Path, tmp_path: Path, kept: Path, backend: str) -> None:
+def test_a_converted_program_answers_as_paddle_does(
+    made: Path, paddles_own: PaddlesOwn, tmp_path: Path, kept: Path, backend: str
+) -> None:
     batch = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
     model = load(made, backend=backend, cache_dir=kept)
     assert (model.name, model.task) == ("small", "tensor")
@@ -158,7 +180,7 @@ def test_a_folder_and_its_program_need_no_configuration(textline: Path, kept: Pa
 
 
 def test_a_picture_gets_over_http_what_paddle_sees(
-    server: Server, textline: Path, testdata: Path, tmp_path: Path
+    server: Server, textline: Path, testdata: Path, paddles_own: PaddlesOwn, tmp_path: Path
 ) -> None:
     images = pictures(testdata)
     theirs = paddles_own(textline / "inference.json", np.stack([prepared(image) for image in images]), tmp_path)
@@ -172,7 +194,9 @@ def test_a_picture_gets_over_http_what_paddle_sees(
             assert np.allclose([scores[0], scores[1]], expected, atol=1e-4)
 
 
-def test_tensors_get_over_kserve_what_paddle_sees(server: Server, textline: Path, tmp_path: Path) -> None:
+def test_tensors_get_over_kserve_what_paddle_sees(
+    server: Server, textline: Path, paddles_own: PaddlesOwn, tmp_path: Path
+) -> None:
     batch = np.random.default_rng(0).normal(size=(1, 3, 80, 160)).astype(np.float32)
     (answer,) = inferred(server, "pplcnet_textline_pir", "x", batch).values()
     assert np.allclose(answer, paddles_own(textline / "inference.json", batch, tmp_path), atol=1e-4)
@@ -181,7 +205,9 @@ def test_tensors_get_over_kserve_what_paddle_sees(server: Server, textline: Path
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_it_runs_without_a_server(textline: Path, testdata: Path, tmp_path: Path, kept: Path, backend: str) -> None:
+def test_it_runs_without_a_server(
+    textline: Path, testdata: Path, paddles_own: PaddlesOwn, tmp_path: Path, kept: Path, backend: str
+) -> None:
     image = pictures(testdata)[0]
     (tmp_path / "line.png").write_bytes(encoded(image))
     environment = {"XDG_CACHE_HOME": str(kept)}

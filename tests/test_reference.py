@@ -11,17 +11,18 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from openvino import CompiledModel
 from PIL import Image
 from visionpool.results import ClassifyResult, DetectionResult, Result
 from visionpool_server.app import offline
@@ -32,6 +33,7 @@ from visionpool_server.models.loader import Defaults
 from visionpool_server.service import Ask
 
 from tests import tiny_models
+from tests.ort_sessions import reference_session
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -57,11 +59,13 @@ class Found:
 def run(model: Path, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
     """By ONNX Runtime; an IR, which it does not read, by OpenVINO alone."""
     if model.suffix == ".xml":
-        precision = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = core().compile_model(core().read_model(model), "CPU", precision)
-        return [np.array(output) for output in compiled(list(inputs.values())).values()]
-    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    return [np.asarray(output) for output in session.run(None, inputs)]
+        return [np.array(output) for output in compiled_ir(model)(list(inputs.values())).values()]
+    return [np.asarray(output) for output in reference_session(model).run(None, inputs)]
+
+
+@cache
+def compiled_ir(model: Path) -> CompiledModel:
+    return core().compile_model(core().read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def planes(image: Pixels, mean: NDArray[Any] | float = 0.0, std: NDArray[Any] | float = 1.0) -> Floats:
@@ -87,20 +91,18 @@ def suppressed(found: Found, iou_threshold: float, limit: int) -> Found:
     for index in np.argsort(-found.scores, kind="stable"):
         if len(kept) == limit:
             break
-        if all(
-            found.label_ids[other] != found.label_ids[index]
-            or overlap(found.boxes[other], found.boxes[index]) <= iou_threshold
-            for other in kept
-        ):
+        rivals = found.boxes[kept][found.label_ids[kept] == found.label_ids[index]]
+        if not (overlaps(found.boxes[index], rivals) > iou_threshold).any():
             kept.append(int(index))
     return Found(found.boxes[kept], found.scores[kept], found.label_ids[kept])
 
 
-def overlap(a: Floats, b: Floats) -> float:
-    """Intersection over union of two boxes."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    return float(shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared))
+def overlaps(box: Floats, others: Floats) -> Floats:
+    """Intersections over unions of a box with others."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.maximum(sides, 0).prod(axis=1)
+    areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
+    return np.asarray(shared / ((box[2] - box[0]) * (box[3] - box[1]) + areas - shared))
 
 
 def candidates(boxes: Floats, scores: Floats, threshold: float, every_class: bool) -> Found:
@@ -141,7 +143,7 @@ def picodet(model: Path, image: Pixels, options: Options) -> Found:
     """Each side of a box is the expected value of a softmax over steps of the stride."""
     side = 64 if "tiny" in model.name else 320
     small = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
-    session_input = ort.InferenceSession(str(model)).get_inputs()[0].name
+    session_input = reference_session(model).get_inputs()[0].name
     outputs = run(model, **{session_input: planes(small, *IMAGENET)})
     parts = []
     for stride, scores, sides in zip((8, 16, 32, 64), outputs[:4], outputs[4:], strict=True):
@@ -162,8 +164,11 @@ def picodet(model: Path, image: Pixels, options: Options) -> Found:
 # What visionpool answers
 
 
+Predict = Callable[[Pixels, Options], Result]
+
+
 @contextmanager
-def served(model: Path, backend: str, *, precision: Any = "f32") -> Iterator[Callable[[Pixels, Options], Result]]:
+def served(model: Path, backend: str, *, precision: Any = "f32") -> Iterator[Predict]:
     """The whole flow without HTTP: `predict(image, options)`."""
     with offline([model], Defaults(backend=backend, precision=precision), max_pixels=50_000_000) as service:
         (running,) = service.models
@@ -254,21 +259,42 @@ def test_only_the_classes_asked_for_are_found(backend: str, tmp_path: Path) -> N
             assert_same(predict(image, Options(classes=(str(wanted),))), expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.fixture(scope="module")
+def real(request: pytest.FixtureRequest, testdata: Path) -> Iterator[Predict]:
+    """A real model on a backend, loaded once for the tests that ask it."""
+    name, backend = request.param
+    with served(testdata / "models" / name, backend) as predict:
+        yield predict
+
+
+@cache
+def real_boxes(model: Path, photo: Path, options: Options) -> Found:
+    """The reference's."""
+    find = picodet if "picodet" in model.stem else yolo("v8" if "v8" in model.stem else "v5")
+    return find(model, np.array(Image.open(photo)), options)
+
+
 @pytest.mark.parametrize("threshold", [None, 0.001, 0.3])
-@pytest.mark.parametrize("name", ["yolov5n", "yolov8n", "picodet_s_320", "yolov5n_dyn"])
+@pytest.mark.parametrize(
+    ("name", "real"),
+    [
+        (name, (name, backend))
+        for name in ("yolov5n", "yolov8n", "picodet_s_320", "yolov5n_dyn")
+        for backend in BACKENDS
+    ],
+    indirect=["real"],
+    ids=lambda value: value if isinstance(value, str) else value[1],
+    scope="module",
+)
 def test_a_real_detector_finds_the_boxes_of_the_reference(
-    testdata: Path, name: str, threshold: float | None, backend: str
+    testdata: Path, name: str, threshold: float | None, real: Predict
 ) -> None:
-    folder = testdata / "models" / name
-    reference = picodet if "picodet" in name else yolo("v8" if "v8" in name else "v5")
-    with served(folder, backend) as predict:
-        for photo in PHOTOS if threshold is None else PHOTOS[:1]:
-            image = np.array(Image.open(testdata / "images" / "photos" / photo))
-            options = NO_OPTIONS if threshold is None else Options(score_threshold=threshold)
-            expected = reference(folder / f"{name}.onnx", image, options)
-            assert len(expected.boxes) > 1
-            assert_same(predict(image, options), expected)
+    for photo in PHOTOS if threshold is None else PHOTOS[:1]:
+        path = testdata / "images" / "photos" / photo
+        options = NO_OPTIONS if threshold is None else Options(score_threshold=threshold)
+        expected = real_boxes(testdata / "models" / name / f"{name}.onnx", path, options)
+        assert len(expected.boxes) > 1
+        assert_same(real(np.array(Image.open(path)), options), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -352,18 +378,18 @@ def test_a_real_classifier_ranks_as_the_reference(testdata: Path, backend: str) 
         for photo in PHOTOS:
             image = np.array(Image.open(testdata / "images" / "photos" / photo))
             model = folder / "squeezenet1_1.onnx"
-            name = ort.InferenceSession(str(model)).get_inputs()[0].name
+            name = reference_session(model).get_inputs()[0].name
             (probabilities,) = run(model, **{name: planes(cropped(image, 256, 224), *IMAGENET)})
             assert_ranked(predict(image, NO_OPTIONS), probabilities[0].ravel(), 5)  # this export ends in a softmax
 
 
 @pytest.mark.parametrize("photo", PHOTOS)
-def test_an_int8_ir_against_openvino_alone(testdata: Path, photo: str) -> None:
+@pytest.mark.parametrize("real", [("yolov8n_int8_ir/yolov8n.xml", "openvino")], indirect=True, ids=["yolov8n"])
+def test_an_int8_ir_against_openvino_alone(testdata: Path, real: Predict, photo: str) -> None:
     """ONNX Runtime does not read it: the runtime is the same here, all around it is the second implementation's."""
     model = testdata / "models" / "yolov8n_int8_ir" / "yolov8n.xml"
     image = np.asarray(Image.open(testdata / "images" / "photos" / photo).convert("RGB"))
-    with served(model, "openvino") as predict:
-        result = predict(image, NO_OPTIONS)
+    result = real(image, NO_OPTIONS)
     expected = yolo("v8")(model, image, NO_OPTIONS)
     assert len(expected.boxes) >= 3
     assert_same(result, expected)

@@ -139,4 +139,8 @@ def kind_of(error: Exception) -> str:
         return str(error.response.status_code)
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name}: {(error.details() or '')[:60]}"
-    return f"{type(error).__name__}: {str(error)[:60]}" if isinstance(error, visionpool.VisionpoolError) else type(error).__name__
+    return (
+        f"{type(error).__name__}: {str(error)[:60]}"
+        if isinstance(error, visionpool.VisionpoolError)
+        else type(error).__name__
+    )

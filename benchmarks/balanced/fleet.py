@@ -159,7 +159,9 @@ def docker(*arguments: str) -> str:
 class Fleet:
     """Starts replicas in `folder`, each with a version of its own of the model; `close()` leaves none."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str], *, latency_ms: float, image: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str], *, latency_ms: float, image: str | None = None
+    ) -> None:
         self.ports = Ports() if image else free_ports()
         self._folder, self._settings, self._latency_ms, self._image = folder, settings, latency_ms, image
         self._started: list[Replica] = []

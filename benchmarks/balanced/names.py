@@ -27,7 +27,9 @@ class Names:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._socket.sendto(b"", self._socket.getsockname())  # wakes it, and says that it is over
         self._thread.join(5)
         self._socket.close()

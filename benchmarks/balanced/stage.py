@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from benchmarks.balanced.balancer import Balancer, haproxy
+import visionpool
+
+from benchmarks.balanced.balancer import Balancer, haproxy, nginx
 from benchmarks.balanced.callers import Targets
 from benchmarks.balanced.fleet import Fleet, Replica
 from benchmarks.balanced.load import Load
@@ -87,28 +90,33 @@ class Stage:
 
 
 @contextmanager
-def stage(*, each: int, latency_ms: float, image: str | None = None) -> Iterator[Stage]:
-    """One replica behind HAProxy, and callers who ask already, `each` at a time by each way."""
+def stage(
+    *, each: int, latency_ms: float, image: str | None = None, behind: Literal["haproxy", "nginx"] = "haproxy"
+) -> Iterator[Stage]:
+    """One replica behind HAProxy, or three behind nginx, and callers who ask already, `each` at a time by each way."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionpool-replicas-")))
         folder.chmod(0o755)
         fleet = Fleet(folder, SETTINGS, latency_ms=latency_ms, image=image)
         stack.callback(fleet.close)
-        first = fleet.start()
-        first.wait_ready()
+        up = [fleet.start() for _ in range(3 if behind == "nginx" else 1)]
+        for replica in up:
+            replica.wait_ready()
         names = stack.enter_context(Names(NAME))
-        names.addresses = (first.address,)
-        balancer = stack.enter_context(haproxy(folder, NAME, names.at, fleet.ports))
+        names.addresses = tuple(replica.address for replica in up)
+        balancer = stack.enter_context(
+            haproxy(folder, NAME, names.at, fleet.ports)
+            if behind == "haproxy"
+            else nginx(folder, names.addresses, fleet.ports)
+        )
         _until_reached(balancer)
         targets = Targets(balancer.http, balancer.grpc, f"dns://{names.at}/{NAME}:{fleet.ports.grpc}")
         load = stack.enter_context(Load(targets, each))
-        yield Stage(fleet, names, balancer, load, [first])
+        yield Stage(fleet, names, balancer, load, up)
 
 
 def _until_reached(balancer: Balancer) -> None:
     """Until the balancer has found the first replica, for both protocols."""
-    import visionpool
-
     with visionpool.Client(balancer.http) as http, visionpool.GrpcClient(balancer.grpc) as grpc:
         http.wait_ready(30)
         grpc.wait_ready(30)

@@ -21,7 +21,7 @@ from visionpool.answers import SOON, Answer, Refusal
 from visionpool.pictures import Color, Encoded, Picture
 
 T = TypeVar("T")
-_SERVERS_TO_BREAK = 2
+_SERVERS_TO_BREAK = 2  # that may go away with a request, before it counts as what brings them down
 
 
 @dataclass(frozen=True, slots=True)

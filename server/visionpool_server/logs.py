@@ -26,6 +26,7 @@ START = "visionpool_server.start"  # what is served, and where: said at every le
 
 _WAITING = 10_000  # lines
 _AT_ONCE = 500  # of them in one write
+_GATHER = 0.02  # seconds in which they come together: each time the thread wakes it takes the interpreter from requests
 _LAST_WORDS = 2.0  # seconds that stderr gets to take them, when the process ends
 
 
@@ -72,26 +73,27 @@ class _Writer:
         self._stream = stream
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._lost = 0
-        self._closed = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def put(self, line: str) -> None:
         if self._lines.qsize() >= _WAITING:
             self._lost += 1
-        elif self._closed:
+        elif self._closing.is_set():
             self._write([line])
         else:
             self._lines.put(line)
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if not self._closing.is_set():
+            self._closing.set()
             self._lines.put(None)
             self._thread.join(_LAST_WORDS)
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
+            self._closing.wait(_GATHER)
             lines = [line]
             with suppress(Empty):
                 while len(lines) < _AT_ONCE and (line := self._lines.get_nowait()) is not None:

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 from jsonschema import Draft202012Validator
 
-from tests.deploy.chart_crds import cache_folder
+from tests.deploy.chart_cache import kept
 from tests.deploy.chart_kubernetes import definitions
 
 PACKAGE = "kserve==0.21.0"
 KUBERNETES = "1.36"
-PLAIN = {
+PLAIN: dict[str, dict[str, Any]] = {
     "str": {"type": "string"},
     "int": {"type": "integer"},
     "bool": {"type": "boolean"},
@@ -37,17 +34,8 @@ ROOTS = {"ServingRuntime": "V1alpha1ServingRuntime", "InferenceService": "V1beta
 
 def _wheel() -> Path:
     """KServe's package; skips the test where it cannot be had."""
-    folder = cache_folder(PACKAGE.replace("==", "-"))
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", made, PACKAGE]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-            if done.returncode:
-                pytest.skip(f"pip cannot download {PACKAGE}, whose types these are: {done.stderr.strip()[-200:]}")
-            if not folder.exists():
-                Path(made).rename(folder)
-                Path(made).mkdir()  # for its context manager to remove
-    (wheel,) = folder.glob("*.whl")
+    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE, "--dest")
+    (wheel,) = kept(PACKAGE.replace("==", "-"), *pip).glob("*.whl")
     return wheel
 
 

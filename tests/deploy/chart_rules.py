@@ -44,7 +44,9 @@ def named(objects: list[Object]) -> Iterator[str]:
         seen.add(key)
         if metadata["namespace"] != NAMESPACE or len(metadata["name"]) > 63:
             yield f"{key}: namespace {metadata['namespace']}, name of {len(metadata['name'])} characters"
-        yield from (f"{key}: label {label}" for label, value in LABELS.items() if metadata["labels"].get(label) != value)
+        yield from (
+            f"{key}: label {label}" for label, value in LABELS.items() if metadata["labels"].get(label) != value
+        )
 
 
 def restricted(objects: list[Object], *, host_path: bool) -> Iterator[str]:

@@ -15,7 +15,14 @@ from tests.deploy.docker_daemon import ROOT, Docker
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 PROMETHEUS = "prom/prometheus:v3.5.0"
-_NOT_IN_SLIM = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
+_NOT_IN_SLIM = (
+    "var/cache/apt",
+    "var/lib/apt/lists",
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+)
 
 
 def base(docker: Docker) -> str:
@@ -76,13 +83,15 @@ def prometheus(docker: Docker) -> str:
     """Debian's Prometheus under the public image's name, with the paths, the user and the entry point of that one."""
     lines = [
         f"FROM {base(docker)}",
-        "RUN apt-get update && apt-get install --yes --no-install-recommends prometheus && rm -rf /var/lib/apt/lists/*"
+        "RUN apt-get update && apt-get install --yes --no-install-recommends prometheus wget && rm -rf /var/lib/apt/lists/*"
         " && install --directory --owner 65534 --group 65534 /prometheus",
         "USER 65534:65534",
         "VOLUME /prometheus",
         "EXPOSE 9090",
         'ENTRYPOINT ["/usr/bin/prometheus"]',
     ]
-    done = docker.process(*("build", "--network", "host", "--tag", PROMETHEUS, "-"), stdin="\n".join(lines), timeout=300)
+    done = docker.process(
+        *("build", "--network", "host", "--tag", PROMETHEUS, "-"), stdin="\n".join(lines), timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return PROMETHEUS

@@ -69,7 +69,7 @@ class Load:
         while not self._away.is_set():
             try:
                 ended = once()
-            except Exception as error:  # noqa: BLE001  whatever happens to a request is what is counted here
+            except Exception as error:  # whatever happens to a request is what is counted
                 ended = repr(error)
             with self._lock:
                 self._counted["ok" if ended == "200" else ended] += 1

@@ -21,18 +21,17 @@ def infer(**environment: object) -> subprocess.CompletedProcess[str]:
     """As the pod does: the script by -c, in isolation, with nothing but the environment."""
     said = {f"TEST_{name}": str(value) for name, value in environment.items()} | {"TEST_TIMEOUT": "30"}
     command = [sys.executable, "-I", "-c", SCRIPT.read_text()]
-    return subprocess.run(command, env={**os.environ, **said}, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, check=False, env={**os.environ, **said}, capture_output=True, text=True, timeout=100)
 
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders that the chart mounts: tls with ca.crt, client-tls, the keys; and the same of a stranger."""
     folder = tmp_path_factory.mktemp("secrets")
-    for whose, names in (("server", ("127.0.0.1",)), ("client", ("tester@example.com",)), ("stranger", ("127.0.0.1",))):
-        if whose != "client":
-            authority = trustme.CA()
+    ours = trustme.CA()
+    for whose, authority in (("server", ours), ("client", ours), ("stranger", trustme.CA())):
         (folder / whose).mkdir()
-        issued = authority.issue_cert(*names)
+        issued = authority.issue_cert("127.0.0.1")
         authority.cert_pem.write_to_path(str(folder / whose / "ca.crt"))
         issued.private_key_pem.write_to_path(str(folder / whose / "tls.key"))
         issued.cert_chain_pems[0].write_to_path(str(folder / whose / "tls.crt"))
@@ -57,7 +56,7 @@ def locked(secrets: Path) -> Iterator[Server]:
 
 def test_it_predicts_over_rest_and_grpc() -> None:
     with serving() as server:
-        done = infer(HTTP=server.url, GRPC=f"grpc://{server.grpc}")
+        done = infer(HTTP=f"http://127.0.0.1:9 {server.url}", GRPC=f"grpc://{server.grpc}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "REST: shapes answered with DetectionResult\ngRPC: shapes answered with DetectionResult\n"
 
@@ -82,7 +81,9 @@ def test_it_has_the_keys_and_the_certificates(locked: Server, secrets: Path) -> 
         ("api-keys", "server", "stranger", "ConnectionFailed"),
     ],
 )
-def test_it_fails_where_callers_would(locked: Server, secrets: Path, keys: str, tls: str, client: str, told: str) -> None:
+def test_it_fails_where_callers_would(
+    locked: Server, secrets: Path, keys: str, tls: str, client: str, told: str
+) -> None:
     with_key = {"KEYS": secrets / keys} if keys else {}
     done = infer(HTTP=locked.url, TLS=secrets / tls, CLIENT_TLS=secrets / client, **with_key)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The chart, for every accelerator, scaler and source of models, with and without TLS: what Helm renders is what Kubernetes takes."""
+"""For every accelerator, scaler and source of models, with and without TLS: what Helm renders is what Kubernetes takes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("helm_python", reason="Helm's own code (helm-python-sdk) is for Linux only")
 
 from tests.deploy import chart_crds, chart_kserve, chart_kubernetes, chart_rules
 from tests.deploy.chart_rendering import Object, container, environment, kind, merged, nested, objects, pod_spec
@@ -44,7 +42,11 @@ TLS: dict[bool, dict[str, Any]] = {
 EVERYTHING: dict[str, Any] = {
     "auth": {"keys": [KEY]},
     "cache": {"persistent": {"enabled": True}},
-    "gateway": {"parentRefs": [{"name": "gate"}], "http": {"enabled": True}, "grpc": {"enabled": True, "hostnames": ["a.example"]}},
+    "gateway": {
+        "parentRefs": [{"name": "gate"}],
+        "http": {"enabled": True},
+        "grpc": {"enabled": True, "hostnames": ["a.example"]},
+    },
     "ingress": {
         "http": {"enabled": True, "className": "nginx", "hosts": ["a.example"], "tlsSecret": "a"},
         "grpc": {"enabled": True, "hosts": ["b.example"], "annotations": {"a/b": "c"}},
@@ -134,7 +136,9 @@ class TestEachCombination:
         found = rendered(accelerator, scaler, source, tls)
         mounts = [each for each in container(found)["volumeMounts"] if each["name"] == "models"]
         assert environment(found).get("VISIONPOOL_MODELS") == (None if source == "embedded" else "/models")
-        assert [(each["mountPath"], each["readOnly"]) for each in mounts] == [("/models", True)] * (source != "embedded")
+        assert [(each["mountPath"], each["readOnly"]) for each in mounts] == [("/models", True)] * (
+            source != "embedded"
+        )
         fetching = pod_spec(found).get("initContainers", [])
         assert len(fetching) == (source in ("initContainer", "objectStore"))
         assert all({"name": "models", "mountPath": "/models"} in each["volumeMounts"] for each in fetching)
@@ -180,10 +184,12 @@ def test_kubernetes_schemas_refuse_what_is_wrong() -> None:
 KSERVE_SOURCES = {name: SOURCES[name] for name in ("embedded", "pvc", "image")} | {
     "objectStore": {"objectStore": {"url": "s3://zoo/street"}}
 }
-KSERVE_SCALERS = {
+KSERVE_SCALERS: dict[str, dict[str, Any]] = {
     "none": {"replicas": 2},
     "hpa": {"autoscaling": {"mode": "hpa", "hpa": {"metric": "cpu"}}},
-    "keda": {"autoscaling": {"mode": "keda", "keda": {"serverAddress": "http://prometheus:9090", "query": "sum(load)"}}},
+    "keda": {
+        "autoscaling": {"mode": "keda", "keda": {"serverAddress": "http://prometheus:9090", "query": "sum(load)"}}
+    },
 }
 
 
@@ -192,7 +198,9 @@ def kserve_types() -> dict[str, Any]:
     return chart_kserve.validators()
 
 
-@pytest.mark.parametrize(("accelerator", "scaler", "source"), [*itertools.product(DEVICES, KSERVE_SCALERS, KSERVE_SOURCES)])
+@pytest.mark.parametrize(
+    ("accelerator", "scaler", "source"), [*itertools.product(DEVICES, KSERVE_SCALERS, KSERVE_SOURCES)]
+)
 def test_kserve_takes_its_resources(kserve_types: dict[str, Any], accelerator: str, scaler: str, source: str) -> None:
     models = {"models": {"source": source, **KSERVE_SOURCES[source]}}
     mode = {"accelerator": accelerator, "serving": {"mode": "kserve"}, "gateway": {"http": {"enabled": True}}}

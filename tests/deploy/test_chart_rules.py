@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("helm_python", reason="Helm's own code (helm-python-sdk) is for Linux only")
-
 from tests.deploy import chart_rules
 from tests.deploy.chart_rendering import Object, container, kind, objects, pod_spec
 
@@ -23,8 +21,14 @@ Break = Callable[[list[Object]], Any]
 BREAKS: list[tuple[Callable[[list[Object]], Any], Break]] = [
     (chart_rules.named, lambda found: found.append(found[0])),
     (chart_rules.named, lambda found: found[0]["metadata"]["labels"].pop("helm.sh/chart")),
-    (partial(chart_rules.restricted, host_path=False), lambda found: pod_spec(found).update(automountServiceAccountToken=True)),
-    (partial(chart_rules.restricted, host_path=False), lambda found: pod_spec(found)["securityContext"].update(runAsUser=0)),
+    (
+        partial(chart_rules.restricted, host_path=False),
+        lambda found: pod_spec(found).update(automountServiceAccountToken=True),
+    ),
+    (
+        partial(chart_rules.restricted, host_path=False),
+        lambda found: pod_spec(found)["securityContext"].update(runAsUser=0),
+    ),
     (
         partial(chart_rules.restricted, host_path=False),
         lambda found: container(found)["securityContext"].update(capabilities={"add": ["SYS_ADMIN"]}),
@@ -50,7 +54,10 @@ BREAKS: list[tuple[Callable[[list[Object]], Any], Break]] = [
     (chart_rules.selecting, lambda found: kind(found, "Service", "-grpc")["spec"]["ports"][0].update(targetPort="rpc")),
     (chart_rules.selecting, lambda found: kind(found, "Service", "-grpc")["spec"]["ports"][0].update(name="metrics")),
     (chart_rules.reaching, lambda found: kind(found, "Service", "pool")["spec"]["ports"].pop(0)),
-    (chart_rules.reaching, lambda found: kind(found, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"].update(name="x")),
+    (
+        chart_rules.reaching,
+        lambda found: kind(found, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"].update(name="x"),
+    ),
     (
         partial(chart_rules.secret, keys=["hush"]),
         lambda found: container(found)["env"].append({"name": "KEY", "value": "hush"}),

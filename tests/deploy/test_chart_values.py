@@ -13,12 +13,11 @@ import pytest
 import yaml
 from visionpool_server import settings
 
-helm_python = pytest.importorskip("helm_python", reason="Helm's own code (helm-python-sdk) is for Linux only")
-
 from tests.deploy.chart_rendering import (
     CHART,
     container,
     environment,
+    helm,
     kind,
     manifests,
     merged,
@@ -45,7 +44,7 @@ GOOD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("values", GOOD.values(), ids=GOOD)
 @pytest.mark.parametrize("version", ["v1.30.0", "v1.34.0", "v1.36.0"])
 def test_helm_lints_it_strictly(values: dict[str, Any], version: str) -> None:
-    report = helm_python.lint(CHART, values, strict=True, kube_version=version)
+    report = helm.lint(CHART, values, strict=True, kube_version=version)
     assert report["errors"] == []
     assert [each["error"] for each in report["messages"]] == ["icon is recommended"]  # there is none
 
@@ -104,7 +103,11 @@ BAD = [
 BAD_FOR_KSERVE = [
     ("tls", TLS["tls"], "which talks plain HTTP to pods: end TLS at its gateway, and set tls.enabled to false"),
     ("models", {"source": "hostPath", "hostPath": {"path": "/m"}}, "embedded, pvc, image or objectStore, not hostPath"),
-    ("models", {"source": "objectStore", "objectStore": {"url": ":s3:b"}}, "one that KServe reads, such as s3://bucket"),
+    (
+        "models",
+        {"source": "objectStore", "objectStore": {"url": ":s3:b"}},
+        "one that KServe reads, such as s3://bucket",
+    ),
     ("autoscaling.mode", "hpa", "set autoscaling.hpa.metric to cpu, or autoscaling.mode to keda"),
     ("autoscaling", KEDA["autoscaling"], "write autoscaling.keda.query"),
 ]
@@ -112,7 +115,7 @@ BAD_FOR_KSERVE = [
 
 @pytest.mark.parametrize(("path", "value", "told"), BAD)
 def test_a_bad_value_is_refused(path: str, value: object, told: str) -> None:
-    with pytest.raises(helm_python.HelmError) as refused:
+    with pytest.raises(helm.HelmError) as refused:
         manifests(nested(path, value))
     assert told in str(refused.value)
 
@@ -120,7 +123,7 @@ def test_a_bad_value_is_refused(path: str, value: object, told: str) -> None:
 @pytest.mark.parametrize(("path", "value", "told"), BAD_FOR_KSERVE)
 def test_what_kserve_cannot_is_refused(path: str, value: object, told: str) -> None:
     monitored = {"metrics": KEDA["metrics"]}
-    with pytest.raises(helm_python.HelmError) as refused:
+    with pytest.raises(helm.HelmError) as refused:
         manifests(merged(KSERVE, monitored, nested(path, value)))
     assert told in str(refused.value)
 
@@ -132,11 +135,11 @@ def test_image_volumes_need_a_kubernetes_that_has_them(tmp_path: Path, version: 
     checks = tmp_path / "visionpool/templates/_checks.tpl"
     checks.write_text(checks.read_text().replace("$.Capabilities.KubeVersion.Version", f'"{version}"'))
     values = {"models": {"source": "image", "image": {"reference": "models:1"}}}
-    with helm_python.Chart.load(tmp_path / "visionpool") as chart:
+    with helm.Chart.load(tmp_path / "visionpool") as chart:
         if taken:
-            assert "reference: \"models:1\"" in chart.render(values, name="demo")["visionpool/templates/deployment.yaml"]
+            assert 'reference: "models:1"' in chart.render(values, name="demo")["visionpool/templates/deployment.yaml"]
         else:
-            with pytest.raises(helm_python.HelmError, match=f"Kubernetes {version} has no image volumes"):
+            with pytest.raises(helm.HelmError, match=f"Kubernetes {version} has no image volumes"):
                 chart.render(values, name="demo")
 
 
@@ -159,7 +162,11 @@ def test_the_schema_is_closed_but_for_what_kubernetes_defines() -> None:
         *("affinity", "strategy", "podSecurityContext", "containerSecurityContext", "autoscaling/behavior", "global"),
         *("tolerations[]", "extraVolumes[]", "extraVolumeMounts[]", "extraEnvFrom[]", "extraEnv[]/valueFrom"),
         *("gateway/parentRefs[]", "networkPolicy/from[]", "networkPolicy/metricsFrom[]", "networkPolicy/egress[]"),
-        *("models/initContainer/envFrom[]", "models/initContainer/env[]/valueFrom", "models/objectStore/env[]/valueFrom"),
+        *(
+            "models/initContainer/envFrom[]",
+            "models/initContainer/env[]/valueFrom",
+            "models/objectStore/env[]/valueFrom",
+        ),
         *("resources/claims[]", "models/fetchResources/claims[]"),
     }
     words = {"podAnnotations", "podLabels", "nodeSelector", "autoscaling/keda/metadata"}
@@ -179,20 +186,29 @@ def test_every_value_is_in_the_schema_and_the_other_way_round() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     optional = {".global", ".resources.claims", ".models.fetchResources.claims"}
-    probes = {f".probes.{probe}.{key}" for probe in values["probes"] for key in ("initialDelaySeconds", "successThreshold")}
+    probes = {
+        f".probes.{probe}.{key}" for probe in values["probes"] for key in ("initialDelaySeconds", "successThreshold")
+    }
     assert set(both(values, schema, "")) == optional | probes
 
 
 def test_each_key_of_server_is_a_flag() -> None:
     flags = {
-        each.envvar
-        for name in vars(settings)
-        if name.endswith("Flag")
-        for each in getattr(settings, name).__metadata__
+        each.envvar for name in vars(settings) if name.endswith("Flag") for each in getattr(settings, name).__metadata__
     }
     said = yaml.safe_load((CHART / "values.yaml").read_text())["server"]
-    chosen: dict[str, Any] = {"workers": 3, "accessLog": False, "maxBodyMb": 128, "maxPixels": 100_000_000, "bodyTimeout": 0.5}
-    chosen |= {"allowUrls": ["https://a/", "https://b/"], "loadModel": ["street", "shelf"], "modelControlMode": "explicit"}
+    chosen: dict[str, Any] = {
+        "workers": 3,
+        "accessLog": False,
+        "maxBodyMb": 128,
+        "maxPixels": 100_000_000,
+        "bodyTimeout": 0.5,
+    }
+    chosen |= {
+        "allowUrls": ["https://a/", "https://b/"],
+        "loadModel": ["street", "shelf"],
+        "modelControlMode": "explicit",
+    }
     chosen |= {"backend": "openvino", "precision": "f16"}
     env = environment(objects({"server": chosen}))
     ours = {name for name in env if name.startswith("VISIONPOOL_")}
@@ -372,7 +388,12 @@ def test_the_dashboard_and_the_rules_are_the_files() -> None:
 
 def test_the_network_policy_lets_in_what_was_said() -> None:
     peer = [{"podSelector": {"matchLabels": {"app": "web"}}}]
-    policy = {"enabled": True, "from": peer, "restrictEgress": True, "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}
+    policy = {
+        "enabled": True,
+        "from": peer,
+        "restrictEgress": True,
+        "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
+    }
     spec = kind(objects({"networkPolicy": policy}), "NetworkPolicy")["spec"]
     asking, scraping = spec["ingress"]
     assert asking["from"][0] == peer[0]

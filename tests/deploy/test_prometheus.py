@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -26,6 +27,7 @@ from tests.prometheus_text import scrape
 from tests.real_server import Server, picture, serving, write_model
 
 FILES = Path(__file__).parents[2] / "helm" / "visionpool" / "files"
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 DASHBOARD: dict[str, Any] = json.loads((FILES / "dashboard.json").read_text(encoding="utf-8"))
 RULES: dict[str, Any] = yaml.safe_load((FILES / "rules.yaml").read_text(encoding="utf-8"))
 RED, DEADLY, POISON = (255, 0, 0), (250, 0, 0), (240, 0, 0)
@@ -129,6 +131,20 @@ def test_a_panel_shows_the_model_and_instance_that_are_chosen(watching: Promethe
     assert not watching.query(substituted(query, namespace="elsewhere"))
 
 
+def _has_data(watching: Prometheus, query: str) -> bool:
+    return bool(watching.query(query))
+
+
+@needs_prometheus
+def test_the_queries_of_the_docs_have_data(watching: Prometheus) -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)\n```$", text, re.M | re.S)
+    found = [code for language, code in blocks if not language] + re.findall(r"`(rate\(.*?)`", text)
+    assert len(found) >= 5
+    for query in found:
+        watching.until(partial(_has_data, watching, query), f"data for {query}")
+
+
 @needs_prometheus
 def test_both_transports_are_seen(watching: Prometheus) -> None:
     (query,) = (query for panel, query in queries(gpu=False) if panel == "Traffic / Requests by transport")
@@ -221,7 +237,7 @@ def test_every_alert_is_tested_and_says_what_it_is_about() -> None:
 
 
 def test_the_docs_explain_every_alert_and_recorded_figure_they_name() -> None:
-    text = (FILES.parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    text = DOCS.read_text(encoding="utf-8")
     alerts = {rule["alert"] for gpu in (False, True) for rule in rules(gpu=gpu) if "alert" in rule}
     records = {rule["record"] for rule in rules() if "record" in rule}
     assert set(re.findall(r"`(Visionpool\w+)`", text)) == alerts

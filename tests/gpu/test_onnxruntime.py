@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import httpx
 import numpy as np
-import onnxruntime as ort
 import pytest
 import yaml
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from visionpool_server.imaging.recipe import Arithmetic, Letterbox, Recipe
 
 from tests import tiny_models
 from tests.gpu.stand_in import STAND_IN
+from tests.ort_sessions import reference_session
 from tests.real_server import Server, serving
 from tests.test_tensorrt_serving import body
 
@@ -56,8 +56,7 @@ def assert_close(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
 
 
 def expected(onnx: Path, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    session = ort.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
-    outputs: list[NDArray[Any]] = session.run(None, feeds)
+    outputs: list[NDArray[Any]] = reference_session(onnx).run(None, feeds)
     return outputs
 
 

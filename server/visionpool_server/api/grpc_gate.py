@@ -16,7 +16,7 @@ import grpc
 
 from visionpool_server.api.grpc_exchange import KINDS, Method
 
-_SILENCE, _MOST = 0.02, 10  # seconds without a new call, and how often that is waited for
+_SILENCE, _MOST = 0.1, 10  # seconds without a new call, and how often that is waited for
 
 
 class Gate(grpc.GenericRpcHandler):
