@@ -131,19 +131,24 @@ def xyxy(rows: Numbers) -> Numbers:
     return np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
 
 
-def overlap(a: Numbers, b: Numbers) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    return float(shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared))
+def overlaps(box: Numbers, others: Numbers) -> Numbers:
+    """Intersections over unions of a box with others."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.maximum(sides, 0).prod(axis=1)
+    areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
+    return np.asarray(shared / ((box[2] - box[0]) * (box[3] - box[1]) + areas - shared))
 
 
 def greedy(boxes: Numbers, scores: Numbers, label_ids: Numbers, iou_threshold: float, limit: int = 300) -> list[int]:
     """The best box stays, and those of its class that overlap it more than so much go."""
     kept: list[int] = []
     for i in np.argsort(-scores, kind="stable").tolist():
-        if all(label_ids[j] != label_ids[i] or overlap(boxes[j], boxes[i]) <= iou_threshold for j in kept):
+        if len(kept) == limit:
+            break
+        rivals = boxes[kept][label_ids[kept] == label_ids[i]]
+        if not (overlaps(boxes[i], rivals) > iou_threshold).any():
             kept.append(i)
-    return kept[:limit]
+    return kept
 
 
 def best_class(scores: Numbers, threshold: float) -> tuple[list[int], Numbers, Numbers]:
@@ -176,13 +181,13 @@ def assert_same(
     assert len(boxes) == len(expected.boxes)
     assert list(scores) == sorted(scores, reverse=True)
     free = np.ones(len(boxes), bool)
+    found_boxes, found_scores, found_ids = np.array(boxes), np.array(scores), np.array(label_ids)
     for k, box in enumerate(expected.boxes):
-        near = (np.abs(np.array(boxes) - box).max(axis=1) <= 1.6e-3) & (
-            np.abs(np.array(scores) - expected.scores[k]) <= 1e-4
-        )
+        near = np.abs(found_boxes - box).max(axis=1) <= 1.6e-3
+        near &= np.abs(found_scores - expected.scores[k]) <= 1e-4
         if expected.label_ids is not None:
             assert label_ids is not None
-            near &= np.array(label_ids) == expected.label_ids[k]
+            near &= found_ids == expected.label_ids[k]
         found = np.flatnonzero(free & near)
         assert len(found), f"no object at {box} with score {expected.scores[k]}"
         free[found[0]] = False

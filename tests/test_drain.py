@@ -46,7 +46,7 @@ def tell(server: Server, how: signal.Signals = signal.SIGTERM) -> None:
 
 
 def vision(channel: grpc.Channel) -> vision_pb2_grpc.VisionStub:
-    return vision_pb2_grpc.VisionStub(channel)
+    return vision_pb2_grpc.VisionStub(channel)  # type: ignore[no-untyped-call]  # generated
 
 
 @pytest.fixture(scope="class")

@@ -206,6 +206,18 @@ def test_a_connection_that_was_ended_for_its_age_says_so(server: ScriptedServer,
     assert "call again" in (caught.value.hint or "")
 
 
+def test_a_call_that_a_stopping_server_has_not_begun_with_is_asked_again(
+    server: ScriptedServer, connect: Connect
+) -> None:
+    dropped = Reply(code=grpc.StatusCode.CANCELLED, details="CANCELLED")
+    server.script = [dropped, dropped, dropped, good()]
+    assert connect(server.address, retries=3).predict("m", JPEG) == RESULT
+    assert len(server.requests) == 4
+    server.script = [dropped]
+    with pytest.raises(errors.ConnectionFailed, match="before it began"):
+        connect(server.address, retries=0).models()
+
+
 def test_an_error_of_a_newer_server_is_judged_by_its_status(server: ScriptedServer, connect: Connect) -> None:
     server.script = [bad("NOT_FOUND", "from_the_future")]
     with pytest.raises(errors.NotFound, match="it is from_the_future") as caught:

@@ -244,7 +244,7 @@ class TestChange:
         self, model: Path, authority: trustme.CA, tmp_path: Path, serve: Serve
     ) -> None:
         files = Files(tmp_path / "tls").issue(authority)
-        trusted = shutil.copy(files.ca, tmp_path / "trusted.crt")
+        trusted = Path(shutil.copy(files.ca, tmp_path / "trusted.crt"))
         server = serve(model, *files.flags)
         whole = files.key.read_bytes()
         for number, broken in enumerate((b"", whole[:60], trustme.CA().issue_cert("x").private_key_pem.bytes()), 1):
@@ -301,7 +301,17 @@ class TestRefusals:
         assert caught.value.hint
 
     def test_it_exits_with_1_and_no_traceback(self, model: Path, files: Files) -> None:
-        command = [sys.executable, "-m", "visionpool", "serve", model, "--http-port", "0", "--tls-cert", files.cert]
+        command = [
+            sys.executable,
+            "-m",
+            "visionpool",
+            "serve",
+            str(model),
+            "--http-port",
+            "0",
+            "--tls-cert",
+            str(files.cert),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=BOUND, check=False)
         assert done.returncode == 1
         assert done.stderr.startswith("error: --tls-cert without --tls-key\nhint: ")

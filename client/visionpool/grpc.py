@@ -286,7 +286,9 @@ def _target(
     if there.several:
         return there.target, credentials
     if credentials and not there.secure:
-        raise InvalidOption(f"{'tls is' if tls else 'credentials are'} of no use for {url}", hint=f"use grpcs://{there.target}")
+        raise InvalidOption(
+            f"{'tls is' if tls else 'credentials are'} of no use for {url}", hint=f"use grpcs://{there.target}"
+        )
     return there.target, (credentials or grpc.ssl_channel_credentials()) if there.secure else None
 
 

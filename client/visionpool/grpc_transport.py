@@ -57,6 +57,7 @@ _HINTS = {
 }
 _SEVERAL = ("dns:", "ipv4:", "ipv6:")  # gRPC's name syntax (doc/naming.md of its repository)
 _CANNOT_SEND = "Internal error from Core"  # what grpc.aio says where a stream ended while a frame was being sent
+_SWEPT_AWAY = "CANCELLED"  # what comes of calls that a server of gRPC's has not begun with when it stops: no words
 _TOO_OLD = "max connection age"  # what a server says that ends a connection with calls still on it
 _NO_STATUS = "Stream removed"  # what gRPC says of an answer that ends before its status, as proxies cut it off
 _NOT_CONNECTED = (
@@ -236,6 +237,9 @@ def _by_status(code: grpc.StatusCode, details: str, target: str, timeout: float)
     if details == _CANNOT_SEND:
         hint = "the server may have stopped, or ended an old connection (--grpc-max-connection-age); its log tells"
         return errors.ConnectionFailed(f"the connection to {target} broke off while a frame was sent", hint=hint)
+    if code is grpc.StatusCode.CANCELLED and details == _SWEPT_AWAY:
+        hint = "the server has stopped; its log tells"
+        return errors.ConnectionFailed(f"{target} has dropped the call before it began", hint=hint, sent=False)
     if code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.UNKNOWN and details.startswith(_NO_STATUS)):
         return errors.ConnectionFailed(
             f"the connection to {target} broke off: {details}", hint="the server may have stopped; its log tells"

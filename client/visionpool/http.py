@@ -31,7 +31,8 @@ class Client(Calls):
     for each wait for a next piece of the answer. `retries`: how often a call comes back
     when the server is busy (429, or 503 with Retry-After), no sooner than it asks, or gone: nothing answers, or the
     connection broke, or a balancer says so; a request with which two servers went away is not sent to a third.
-    `api_key` is sent as a bearer token. `tls` is for certificates of your own. `transport` is httpx's, for proxies and tests; it knows nothing of `tls`.
+    `api_key` is sent as a bearer token. `tls` is for certificates of
+    your own. `transport` is httpx's, for proxies and tests; it knows nothing of `tls`.
 
     Every call raises a subclass of `VisionpoolError`: what the server answered (RequestError, ServiceError),
     ConnectionFailed where nothing answers, DeadlineExceeded after `timeout`; and OSError for a picture's file that

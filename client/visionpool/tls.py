@@ -42,12 +42,15 @@ class Tls:
                 made.load_cert_chain(self.cert, self.key)
         except OSError as error:  # ssl.SSLError is one too
             raise InvalidOption(
-                f"the files for TLS cannot be used: {error}", hint="PEM files are wanted, and the key of the certificate"
+                f"the files for TLS cannot be used: {error}",
+                hint="PEM files are wanted, and the key of the certificate",
             ) from error
         return made
 
     def contents(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """For gRPC: of ca, key and cert. Raises InvalidOption for files that cannot be used."""
         self.context()  # gRPC itself would only say that it cannot connect
-        ca, key, cert = (Path(file).read_bytes() if file is not None else None for file in (self.ca, self.key, self.cert))
+        ca, key, cert = (
+            Path(file).read_bytes() if file is not None else None for file in (self.ca, self.key, self.cert)
+        )
         return ca, key, cert

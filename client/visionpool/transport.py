@@ -21,7 +21,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def settings(url: str, api_key: str | None, headers: Mapping[str, str] | None, tls: Tls | None) -> dict[str, Any]:
-    """What both of httpx's clients are made with. Raises InvalidOption for a URL that is none, and TLS that it does not ask for."""
+    """What both of httpx's clients are made with. Raises InvalidOption for a URL that is none, and for `tls` without need."""
     try:
         base = httpx.URL(url if "://" in url else f"http://{url}")
     except httpx.InvalidURL as error:

@@ -17,7 +17,7 @@ RELEASE, NAMESPACE = "demo", "vision"
 Object = dict[str, Any]
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.CSafeLoader):  # twenty times as fast as the one in Python
     """YAML as Kubernetes reads it: a key may stand only once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,43 +16,44 @@ from tests.deploy.docker_daemon import ROOT, Docker
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 FILE = ROOT / "docker/compose.yaml"
+Settings = Mapping[str, object]  # variables of the file, and their values
 
 
 class Compose:
-    """`compose.run("up", profiles=("cpu",))` for docker/compose.yaml; `settings`: what its variables are to be."""
+    """`compose.run(("cpu",), "up")`: docker/compose.yaml with these profiles."""
 
-    def __init__(self, command: tuple[str, ...], docker: Docker | None) -> None:
+    def __init__(self, command: tuple[str, ...], docker: Docker) -> None:
         self._command = command
         self._docker = docker
 
-    def run(self, *arguments: object, profiles: tuple[str, ...], timeout: float = 180, **settings: object) -> str:
+    def run(self, profiles: tuple[str, ...], *arguments: str, settings: Settings | None = None) -> str:
         chosen = [part for profile in profiles for part in ("--profile", profile)]
-        environment = self._docker.environment if self._docker else {"PATH": "/usr/bin:/bin"}
         done = subprocess.run(
-            [*self._command, "--file", FILE, *chosen, *map(str, arguments)],
-            env={**environment, **{name: str(value) for name, value in settings.items()}},
+            [*self._command, "--file", FILE, *chosen, *arguments],
+            env={**self._docker.environment, **{name: str(value) for name, value in (settings or {}).items()}},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=180,
             check=False,
         )
         assert done.returncode == 0, f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def config(self, *profiles: str, **settings: object) -> Any:
-        return json.loads(self.run("config", "--format", "json", profiles=profiles, **settings))
+    def config(self, *profiles: str, settings: Settings | None = None) -> Any:
+        """What Compose makes of the file."""
+        return json.loads(self.run(profiles, "config", "--format", "json", settings=settings))
 
     @contextmanager
-    def up(self, *profiles: str, services: tuple[str, ...] = (), **settings: object) -> Iterator[Any]:
-        """`docker compose up`, and all healthy; what the file says with these settings. Removed with volumes in the end."""
+    def up(self, *profiles: str, services: tuple[str, ...] = (), settings: Settings) -> Iterator[None]:
+        """Started, and all healthy; removed with their volumes in the end."""
         try:
-            self.run("up", "--detach", "--wait", "--no-build", *services, profiles=profiles, **settings)
-            yield self.config(*profiles, **settings)
-        except BaseException:
-            print(self.run("logs", profiles=profiles, **settings)[-5000:])  # noqa: T201  pytest shows it with the failure
+            self.run(profiles, "up", "--detach", "--wait", "--no-build", *services, settings=settings)
+            yield
+        except AssertionError as error:
+            error.add_note(self.run(profiles, "logs", settings=settings)[-5000:])
             raise
         finally:
-            self.run("down", "--volumes", profiles=profiles, **settings)
+            self.run(profiles, "down", "--volumes", settings=settings)
 
 
 def command(folder: Path) -> tuple[str, ...]:

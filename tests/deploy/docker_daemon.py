@@ -52,14 +52,16 @@ class Docker:
 
 @contextmanager
 def daemon(folder: Path) -> Iterator[Docker]:
-    """Started where it does not run yet, and stopped by the last of the processes that use it. Skips with the reason where
-    Docker cannot be had."""
+    """Started where it does not run yet, and then stopped by the last of the tests' processes that use it. Skips with the
+    reason where Docker cannot be had."""
     if os.environ.get(WANTED) != "1":
         pytest.skip(f"{WANTED}=1 has these tests start a Docker daemon of their own; it is not set")
     command = _command()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "users").open("w") as users:
         fcntl.flock(users, fcntl.LOCK_EX)
+        if subprocess.run([SCRIPT, "status", folder], check=False).returncode != 0:
+            (folder / "of-tests").touch()
         host = _script("start", folder).rpartition("=")[2]
         fcntl.flock(users, fcntl.LOCK_SH)
         try:
@@ -73,7 +75,9 @@ def _stop_unless_used(users: int, folder: Path) -> None:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return  # another process has it
-    _script("stop", folder)
+    if (folder / "of-tests").exists():
+        _script("stop", folder)
+        (folder / "of-tests").unlink()
 
 
 def _script(action: str, folder: Path) -> str:

@@ -77,3 +77,8 @@ def test_every_value_has_a_row_and_a_description() -> None:
 def test_a_value_without_a_comment_is_refused() -> None:
     with pytest.raises(ValueError, match=r"values\.yaml:4: b\.d has no comment"):
         list(chart_readme.values("b:\n  # Has one.\n  c: 1\n  d: 2\n"))
+
+
+def test_images_are_called_by_the_projects_version() -> None:
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8"))
+    assert set(re.findall(r"visionpool:(\S+)-cpu", PAGE)) == {about["appVersion"]}

@@ -65,6 +65,24 @@ def test_it_is_of_the_projects_version() -> None:
     ]
 
 
+def test_a_package_of_it_renders_the_same(tmp_path: Path) -> None:
+    packed = helm.package(CHART, destination=tmp_path)
+    with helm.Chart.load(packed) as chart:
+        assert chart.render(KEDA, name="demo", namespace="vision") == manifests(KEDA)
+        assert "files/dashboard.json" in {each["name"] for each in chart.files}
+
+
+def test_it_can_be_a_part_of_another_chart(tmp_path: Path) -> None:
+    """Helm gives such a chart a key `global` besides its own values."""
+    whole = {"apiVersion": "v2", "name": "whole", "version": "1.0.0"}
+    (tmp_path / "whole/charts").mkdir(parents=True)
+    (tmp_path / "whole/Chart.yaml").write_text(yaml.safe_dump(whole))
+    shutil.copytree(CHART, tmp_path / "whole/charts/visionpool")
+    with helm.Chart.load(tmp_path / "whole") as chart:
+        rendered = chart.render({"global": {"a": 1}, "visionpool": {"replicas": 3}}, name="demo", namespace="vision")
+    assert "replicas: 3" in rendered["whole/charts/visionpool/templates/deployment.yaml"]
+
+
 BAD = [
     ("accelerator", "tpu", "at '/accelerator': value must be one of 'cpu', 'intel-gpu', 'nvidia'"),
     ("gpus", 0, "at '/gpus': minimum: got 0, want 1"),

@@ -80,11 +80,11 @@ def test_gives_a_server_limits_and_the_time_to_drain(compose: Compose, profile: 
 
 
 def test_hands_devices_over(compose: Compose) -> None:
-    intel = compose.config("intel-gpu", RENDER_GROUP=110)["services"]["intel-gpu"]
+    intel = compose.config("intel-gpu", settings={"RENDER_GROUP": 110})["services"]["intel-gpu"]
     assert [device["source"] for device in intel["devices"]] == ["/dev/dri"]
     assert intel["group_add"] == ["110"]
     assert intel["environment"]["VISIONPOOL_DEVICE"] == "GPU"
-    nvidia = compose.config("nvidia", GPUS="all", DEVICE="cuda:1")["services"]["nvidia"]
+    nvidia = compose.config("nvidia", settings={"GPUS": "all", "DEVICE": "cuda:1"})["services"]["nvidia"]
     (reserved,) = nvidia["deploy"]["resources"]["reservations"]["devices"]
     assert (reserved["driver"], reserved["capabilities"]) == ("nvidia", ["gpu"])
     assert reserved["count"] in {"all", -1}
@@ -108,7 +108,7 @@ def test_cpu_serves_the_demo_models_and_prometheus_scrapes_it(
     docker: Docker, compose: Compose, cpu_image: str, ports: dict[str, object]
 ) -> None:
     docker_images.prometheus(docker)
-    with compose.up("cpu", "monitoring", services=("cpu", "prometheus"), **ports):
+    with compose.up("cpu", "monitoring", services=("cpu", "prometheus"), settings=ports):
         assert predict(ports["HTTP_PORT"]).json()["results"][0]["type"] == "detection"
         asked = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1"
         query = 'sum(visionpool_requests_total{model="shapes", outcome="ok"})'
@@ -138,7 +138,7 @@ def test_models_of_ones_own_with_keys_and_tls(
         name: tmp_path / file
         for name, file in (("API_KEYS", "api-keys"), ("TLS_CERT", "tls.crt"), ("TLS_KEY", "tls.key"))
     }
-    with compose.up("cpu", MODELS=tmp_path / "models", **files, **ports):
+    with compose.up("cpu", settings={"MODELS": tmp_path / "models", **files, **ports}):
         trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
         assert predict(ports["HTTP_PORT"], verify=trusting).status_code == httpx.codes.UNAUTHORIZED
         answer = predict(ports["HTTP_PORT"], verify=trusting, headers={"x-api-key": "a-long-key"})
@@ -169,7 +169,8 @@ def test_remote_has_another_server_compute(
     shutil.copytree(DEMO_MODELS / "shapes", tmp_path / "models/shapes")
     for path in (tmp_path, *tmp_path.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    with compose.up("remote", TRITON_IMAGE=stand_in, TRITON_MODELS=tmp_path / "models", **ports):
+    settings = {"TRITON_IMAGE": stand_in, "TRITON_MODELS": tmp_path / "models", **ports}
+    with compose.up("remote", settings=settings):
         assert predict(ports["HTTP_PORT"]).json()["results"][0]["type"] == "detection"
-        log = compose.run("logs", "triton", profiles=("remote",))
+        log = compose.run(("remote",), "logs", "triton", settings=settings)
         assert log.count('"call":"/inference.GRPCInferenceService/ModelInfer"') == 2  # when it was loaded, and now
