@@ -221,7 +221,8 @@ class App:
         await http.close()
         await grpc_server.close(grace)
         self._stopping.refusing = True
-        log.info("nothing new is taken any more")
+        if not self._failure:
+            log.info("nothing new is taken any more")
         finished = asyncio.gather(http.finish(max(0.0, until - time.monotonic())), grpc_server.finish())
         hurried = asyncio.create_task(self._stopping.hurried())
         await asyncio.wait((finished, hurried), return_when=asyncio.FIRST_COMPLETED)

@@ -12,9 +12,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 from visionpool.errors import InvalidModel
+
+from visionpool_server.cpu_quota import cpu_quota
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +28,11 @@ _EXAMPLE = "numbers and ranges, as 0-3,8; numactl --hardware shows which there a
 
 
 def cpu_count() -> int:
-    """The cores that the calling thread may run on, at least 1 (a container's limit by CPU set counts, a quota does not):
-    on a thread that is not pinned, those of the process."""
-    return len(usable_cores()) or os.cpu_count() or 1
+    """How many cores the calling thread may keep busy, at least 1: those that it may run on (on a thread that is not pinned,
+    the process's), or as many as a container's quota of CPU time is worth, rounded up, where that is less."""
+    cores = len(usable_cores()) or os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, ceil(quota)))
 
 
 def usable_cores() -> frozenset[int]:

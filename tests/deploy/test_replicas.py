@@ -4,12 +4,15 @@ clients of every kind ask. `python -m benchmarks.replicas` does the same at leng
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 
 import pytest
 
 from benchmarks.balanced.balancer import installed
 from benchmarks.balanced.callers import PATIENT, PLAIN
+from benchmarks.balanced.fleet import Replica
 from benchmarks.balanced.load import Outcome
 from benchmarks.balanced.stage import Stage, stage
 from tests.deploy.docker_daemon import Docker
@@ -45,6 +48,15 @@ def until(done: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def asked_once(replica: Replica) -> Iterator[HTTPConnection]:
+    """A connection that has had an answer, and is not used."""
+    with closing(HTTPConnection(replica.address, replica.ports.http, timeout=10)) as connection:
+        connection.request("GET", "/health/live")
+        connection.getresponse().read()
+        yield connection
+
+
 def all_are_asked(on: Stage, ways: Sequence[str] = (*PATIENT, *PLAIN)) -> None:
     """Until each way to ask has had an answer from each replica that is there now, and one more."""
     since = time.monotonic()
@@ -57,7 +69,7 @@ def failed(on: Stage, ways: Sequence[str], since: float = 0.0) -> list[Outcome]:
 
 
 def test_replicas_come_and_go_and_no_request_of_our_clients_fails(image: str | None) -> None:
-    with stage(each=2, latency_ms=20, image=image) as on:
+    with stage(each=2, latency_ms=20, image=image) as on, asked_once(on.up[0]) as idle:
         all_are_asked(on)
         on.grow(2)
         all_are_asked(on)
@@ -73,6 +85,8 @@ def test_replicas_come_and_go_and_no_request_of_our_clients_fails(image: str | N
         all_are_asked(on)
         on.grow(1)
         all_are_asked(on, THROUGH_BALANCER)
+        idle.request("GET", "/health/live")  # long after the first: balancers keep connections, too
+        assert idle.getresponse().status == 200
     assert not failed(on, PATIENT)
     assert not [one for one in failed(on, PLAIN) if "WrongAnswer" in str(one.error)]
 

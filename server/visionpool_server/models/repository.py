@@ -40,10 +40,6 @@ class Repository:
             raise ModelNotFound(f"{name} has no version {version!r}", hint=f"served: version {model.version}")
         return model
 
-    def find(self, name: str) -> Model | None:
-        """None where there is none of this name just now."""
-        return self._models.get(name)
-
     def remove(self, name: str) -> Model:
         """Takes a model out at once, with the parts it brought; its caller closes it. Raises ModelNotFound, InvalidRequest."""
         model = self._models.get(name)

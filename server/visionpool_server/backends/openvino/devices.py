@@ -12,6 +12,7 @@ from visionpool.errors import BackendUnavailable, InvalidModel
 from visionpool_server.backends import LoadOptions
 from visionpool_server.backends.openvino.files import core, reason
 from visionpool_server.backends.openvino.shape_cache import kernels_for
+from visionpool_server.cpu import cpu_count, usable_cores
 
 PRECISION = "INFERENCE_PRECISION_HINT"
 _NONE: Mapping[str, str] = {}
@@ -49,6 +50,8 @@ def _properties(model: ov.Model, options: LoadOptions) -> dict[str, Any]:
     if options.contexts and devices == [options.device]:
         key = "NUM_STREAMS" if options.device == "CPU" else "PERFORMANCE_HINT_NUM_REQUESTS"
         properties[key] = str(options.contexts)
+    if options.device == "CPU" and cpu_count() < len(usable_cores()):  # a quota, which OpenVINO does not see
+        properties["INFERENCE_NUM_THREADS"] = str(cpu_count())
     if options.precision and options.precision != "int8":  # which the graph says itself; the hint is for the rest of it
         properties[PRECISION] = options.precision
     elif options.device == "CPU":
