@@ -4,13 +4,11 @@ without models. Model `echo` gives back its inputs, `constant` three floats; `go
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
 from tritonclient.grpc import model_config_pb2 as mc
@@ -18,11 +16,12 @@ from tritonclient.grpc import service_pb2 as pb
 from visionpool.errors import InvalidRequest, ModelNotFound, NotFound, QueueFull, Unavailable
 from visionpool_server.api import errors
 from visionpool_server.api.bodies import BodyLimits
-from visionpool_server.api.connection import Connection
+from visionpool_server.api.http_listener import HttpListener, listen
 from visionpool_server.api.kserve.datatypes import from_buffer, to_buffer
 from visionpool_server.api.kserve.http import KserveApi
 from visionpool_server.api.kserve.messages import InferRequest, InferResponse, InputTensor, OutputTensor
 from visionpool_server.api.shortcut import ShortCut
+from visionpool_server.api.stopping import Stopping
 from visionpool_server.api.wire import HeadAsGet, UnreadBodies
 
 if TYPE_CHECKING:
@@ -56,6 +55,12 @@ class StandIn:
 
     def model_ready(self, name: str, version: str = "") -> bool:
         return self._known(name, version) != "gone"
+
+    def note(self, name: str, version: str) -> None:
+        """Nobody counts requests here."""
+
+    def encoded(self, response: InferResponse, seconds: float) -> None:
+        """Nor seconds."""
 
     def model_metadata(self, name: str, version: str = "") -> Any:
         answer = pb.ModelMetadataResponse(name=self._known(name, version), versions=["1"], platform="openvino")
@@ -206,15 +211,23 @@ async def _no_pictures(_: Request) -> Response:
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
     """Serves `app` on a free port of this machine, with the settings of the real server; gives `host:port`."""
-    config = uvicorn.Config(
-        app, http=Connection, access_log=False, proxy_headers=False, log_config=None, lifespan="off"
-    )
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    with asyncio.Runner() as runner, listen("127.0.0.1", 0, "--http-port") as listener:
+        server = HttpListener(app, listener, Stopping())
+        stop = asyncio.Event()
+        started = threading.Event()
+
+        async def serve() -> None:
+            await server.start()
+            started.set()
+            await stop.wait()
+            await server.close()
+            await server.end()
+
+        thread = threading.Thread(target=runner.run, args=(serve(),))
         thread.start()
         try:
+            assert started.wait(30)
             yield "{}:{}".format(*listener.getsockname())
         finally:
-            server.should_exit = True
+            runner.get_loop().call_soon_threadsafe(stop.set)
             thread.join(30)

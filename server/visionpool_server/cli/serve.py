@@ -11,8 +11,6 @@ from visionpool.errors import VisionpoolError
 
 from visionpool_server import settings as flags
 from visionpool_server.api.answers import steps_of
-from visionpool_server.cli.logged_progress import LoggedProgress, report_failure
-from visionpool_server.logs import set_up
 from visionpool_server.models.loader import Defaults, Model
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -74,6 +72,8 @@ def serve(
 ) -> None:
     """Serve models over HTTP and gRPC until SIGTERM or Ctrl-C."""
     from visionpool_server.app import App
+    from visionpool_server.cli.logged_progress import LoggedProgress, report_failure
+    from visionpool_server.logs import set_up
 
     set_up(log_level, log_format)
     wanted = flags.Settings(
