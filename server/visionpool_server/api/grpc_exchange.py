@@ -68,7 +68,7 @@ class Exchanges(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Method:
         """Called in the task that a call has of its own, before its handler is."""
         method: str = handler_call_details.method
-        metadata: dict[str, Any] = dict(handler_call_details.invocation_metadata)  # type: ignore[arg-type]  # pairs
+        metadata: dict[str, Any] = dict(handler_call_details.invocation_metadata)
         exchange = Exchange(request_id(metadata.get(HEADER)), "grpc", method, self._observers)
         if parent := metadata.get(TRACE_HEADER):
             exchange.trace_id = trace_id(parent)

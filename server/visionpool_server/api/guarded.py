@@ -76,5 +76,5 @@ def _document(operation: dict[str, Any], *, free: bool) -> None:
         operation["security"] = []
         return
     responses = operation["responses"]
-    like = next((responses[status] for status in ("404", "405", "500") if status in responses), {})
+    like: dict[str, Any] = next((responses[status] for status in ("404", "405", "500") if status in responses), {})
     responses["401"] = {**like, "description": "No valid API key"}

@@ -49,10 +49,10 @@ class Observed:
 
 def _exchange_of(scope: Scope, observers: Sequence[Observer]) -> Exchange:
     headers: dict[bytes, bytes] = dict(scope["headers"])
-    given = headers.get(_ID)
+    given = headers.get(_ID, b"")
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     exchange = Exchange(
-        request_id(given and given.decode("latin-1")),
+        request_id(given.decode("latin-1")),
         "http",
         f"{scope['method']} {path.decode('ascii', 'backslashreplace')}",
         observers,
