@@ -221,6 +221,14 @@ def test_many_at_once_have_one_line_each_whatever_becomes_of_them(server: Server
             assert line["status"] == error.code().name
 
 
+def test_a_connection_that_lingers_is_not_the_requests_time(server: Server) -> None:
+    with connected(server) as connection:
+        connection.head("POST", "/v1/models/nobody/predict", "X-Request-ID: lingers", "Content-Length: 900000000")
+        began = time.monotonic()
+        assert connection.closed_by_server()
+        assert line_of(server, "lingers")["duration_ms"] < (time.monotonic() - began) * 1e3 / 2
+
+
 def test_a_message_that_grpc_itself_refuses_is_told_of(server: Server, channel: Any) -> None:
     assert call(channel, PREDICT, "huge", b"x" * 2**21) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert line_of(server, "huge")["outcome"] == "cancelled"
@@ -343,6 +351,23 @@ def test_a_log_that_nobody_reads_holds_up_no_request(models: Path) -> None:
     assert [name for name in names if name] == [f"n{number}" for number in range(400)]
 
 
+def test_a_log_that_nobody_reads_holds_up_no_end(models: Path) -> None:
+    command = [sys.executable, "-m", "visionpool", "serve", str(models), "--log-format", "json"]
+    command += ["--http-port", "0", "--grpc-port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            url = next(told["url"] for told in map(json.loads, process.stderr) if "url" in told)
+            with httpx.Client(base_url=url, timeout=BOUND) as client:
+                for _ in range(600):
+                    client.get("/nowhere" * 40)
+                process.terminate()
+                process.terminate()  # at once, whatever hangs; and the end has something to say
+                assert process.wait(BOUND) == 0
+        finally:
+            process.kill()
+
+
 class Stuck(io.StringIO):
     """A stream that takes nothing until it is told to."""
 
@@ -370,6 +395,23 @@ def test_lines_past_what_may_wait_are_lost_and_counted(monkeypatch: pytest.Monke
     assert sum(lost) + len(written) == 1001
     assert sum(lost) >= 800
     assert written == sorted(written, key=lambda line: int(line[5:]) if line.startswith("line") else 1001)
+
+
+def test_lines_that_come_while_it_closes_are_written_if_they_can_be_and_hold_nobody_up() -> None:
+    stream = Stuck()
+    writer = logs._Writer(stream, logs._Text())
+    writer.put("before")
+    closing = threading.Thread(target=writer.close)
+    closing.start()
+    assert writer._closing.wait(BOUND)
+    caller = threading.Thread(target=writer.put, args=("meanwhile",), daemon=True)
+    caller.start()
+    caller.join(BOUND)
+    assert not caller.is_alive()
+    stream.going_on.set()
+    closing.join(BOUND)
+    writer.put("after")
+    assert stream.getvalue().splitlines() == ["before", "meanwhile", "after"]
 
 
 @pytest.fixture

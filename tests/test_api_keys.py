@@ -182,6 +182,16 @@ def test_a_call_without_a_key_is_refused_before_its_body_is_read(server: Server)
     assert answer.status == 401
 
 
+def test_what_follows_a_body_is_no_header(server: Server) -> None:
+    """Proxies that look at headers have let it pass."""
+    with connected(server) as connection:
+        connection.send(
+            b"POST /v1/models HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"1\r\nx\r\n0\r\nX-API-Key: " + ALICE.encode() + b"\r\n\r\n"
+        )
+        assert connection.answer().status == 401
+
+
 def test_the_log_names_who_called_and_shows_no_key(server: Server) -> None:
     for name, headers in (("by-alice", GOOD[0]), ("by-nobody", {})):
         httpx.get(f"{server.url}/v1/models", headers={**headers, "X-Request-ID": name}, timeout=BOUND)

@@ -307,6 +307,20 @@ class TestSlowAndGone:
         assert (answer.status, answer.error["code"]) == (413, "too_large")
         assert connection.closed_by_server()
 
+    def test_a_head_without_end_is_not_kept(self, strict_server: Server) -> None:
+        with connected(strict_server) as connection:
+            connection.send(b"GET /health/live HTTP/1.1\r\n")
+            with pytest.raises(ConnectionError):
+                for _ in range(64):
+                    connection.send(b"x: " + b"y" * MEGABYTE + b"\r\n")
+        still_answers(strict_server)
+
+    def test_a_long_head_in_pieces_is_read_each_time(self, connection: Connection) -> None:
+        for _ in range(3):
+            for piece in (b"GET /health/live HTTP/1.1\r\nHost: x\r\n", *[b"x: " + b"y" * 4000 + b"\r\n"] * 15, b"\r\n"):
+                connection.send(piece)
+            assert connection.answer("GET").status == 200
+
     def test_clients_that_never_get_to_the_point_are_hung_up(self, strict_server: Server) -> None:
         """Side by side: one says nothing, one begins a request and stops, one dribbles, one does so after a request."""
         gone = threading.Event()

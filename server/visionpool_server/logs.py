@@ -78,18 +78,28 @@ class _Writer:
         self._thread.start()
 
     def put(self, line: str) -> None:
-        if self._lines.qsize() >= _WAITING:
-            self._lost += 1
-        elif self._closing.is_set():
+        if not self._thread.is_alive():  # closed. Who writes before that may have to wait, and holds logging's lock
             self._write([line])
-        else:
+        elif self._lines.qsize() < _WAITING:
             self._lines.put(line)
+        else:
+            self._lost += 1
 
     def close(self) -> None:
         if not self._closing.is_set():
             self._closing.set()
             self._lines.put(None)
             self._thread.join(_LAST_WORDS)
+            if not self._thread.is_alive() and (late := self._waiting()):
+                self._write(late)
+
+    def _waiting(self) -> list[str]:
+        """What came after `None`, while the thread wrote its last lines."""
+        lines: list[str] = []
+        with suppress(Empty):
+            while line := self._lines.get_nowait():
+                lines.append(line)
+        return lines
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:

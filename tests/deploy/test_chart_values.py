@@ -116,6 +116,7 @@ BAD = [
     ("pdb.maxUnavailable", "half", "at '/pdb/maxUnavailable': 'half' does not match pattern '^[0-9]+%$'"),
     ("probes.startup.periods", 1, "at '/probes/startup': additional properties 'periods' not allowed"),
     ("extraEnv", [{"nam": "X"}], "at '/extraEnv/0': missing property 'name'"),
+    ("extraEnv", [{"name": "VISIONPOOL_LOG_LEVEL", "value": "debug"}], "the chart sets VISIONPOOL_LOG_LEVEL itself"),
     ("serving.mode", "knative", "at '/serving/mode': value must be one of 'deployment', 'kserve'"),
 ]
 BAD_FOR_KSERVE = [
@@ -126,6 +127,7 @@ BAD_FOR_KSERVE = [
         {"source": "objectStore", "objectStore": {"url": ":s3:b"}},
         "one that KServe reads, such as s3://bucket",
     ),
+    ("models.objectStore.secretName", "zoo", "leave out models.objectStore.secretName"),
     ("autoscaling.mode", "hpa", "set autoscaling.hpa.metric to cpu, or autoscaling.mode to keda"),
     ("autoscaling", KEDA["autoscaling"], "write autoscaling.keda.query"),
 ]
@@ -295,6 +297,30 @@ def test_pods_are_given_the_time_that_draining_takes() -> None:
     assert pod_spec(found)["terminationGracePeriodSeconds"] == 7 + 21 + 60 + 10
     assert container(found)["lifecycle"] == {"preStop": {"sleep": {"seconds": 7}}}
     assert "lifecycle" not in container(objects({}))
+
+
+def test_a_rollout_has_the_time_that_models_may_take() -> None:
+    slow = {"probes": {"startup": {"periodSeconds": 10, "failureThreshold": 360, "initialDelaySeconds": 60}}}
+    assert kind(objects(slow), "Deployment")["spec"]["progressDeadlineSeconds"] == 60 + 10 * 360 + 300
+
+
+def test_a_strategy_without_a_rolling_update_has_none_of_its_settings() -> None:
+    """Kubernetes refuses them, and Helm would join the chart's own with what was said."""
+    values = nested("strategy.type", "Recreate")
+    assert kind(objects(values), "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+    predictor = kind(objects(merged(KSERVE, values)), "InferenceService")["spec"]["predictor"]
+    assert predictor["deploymentStrategy"] == {"type": "Recreate"}
+
+
+@pytest.mark.parametrize("reached", ["NodePort", "LoadBalancer"])
+def test_metrics_ask_for_no_key_and_stay_inside_the_cluster(reached: str) -> None:
+    found = objects(merged(KEDA, nested("service.type", reached)))
+    outside, inside = (kind(found, "Service", name)["spec"] for name in ("visionpool", "-grpc"))
+    assert (outside["type"], inside["clusterIP"]) == (reached, "None")
+    assert [port["name"] for port in outside["ports"]] == ["http", "grpc"]
+    assert [port["name"] for port in inside["ports"]] == ["grpc", "metrics"]
+    (trigger,) = kind(found, "ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"]["query"].count('service="demo-visionpool-grpc"') == 3
 
 
 def test_keda_asks_for_the_load_of_these_pods_and_has_a_way_out() -> None:

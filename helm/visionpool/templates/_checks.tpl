@@ -5,7 +5,18 @@
 {{- include "visionpool.checkScaling" . }}
 {{- include "visionpool.checkSecurity" . }}
 {{- include "visionpool.checkNetwork" . }}
+{{- include "visionpool.checkEnv" . }}
 {{- if eq .Values.serving.mode "kserve" }}{{ include "visionpool.checkKserve" . }}{{ end }}
+{{- end }}
+
+{{/* A variable that stands twice is refused where manifests are applied by the server's side, as Helm 4 does. */}}
+{{- define "visionpool.checkEnv" -}}
+{{- $own := include "visionpool.env" . }}
+{{- range .Values.extraEnv }}
+{{- if contains (printf "{name: %s," .name) $own }}
+{{- fail (printf "extraEnv: the chart sets %s itself, from its own values" .name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "visionpool.checkModels" -}}
@@ -75,6 +86,9 @@
 {{- end }}
 {{- if and (eq .Values.models.source "objectStore") (not (contains "://" .Values.models.objectStore.url)) }}
 {{- fail "serving.mode is kserve: models.objectStore.url has to be one that KServe reads, such as s3://bucket/models" }}
+{{- end }}
+{{- if .Values.models.objectStore.secretName }}
+{{- fail "serving.mode is kserve, which takes the bucket's keys from the Secrets of serviceAccount.name: leave out models.objectStore.secretName" }}
 {{- end }}
 {{- if .Values.tls.enabled }}
 {{- fail "serving.mode is kserve, which talks plain HTTP to pods: end TLS at its gateway, and set tls.enabled to false" }}

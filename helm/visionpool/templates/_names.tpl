@@ -57,6 +57,7 @@ annotations:
 
 {{/* The load of all pods together: for each, (executing + queued) / slots over its models. */}}
 {{- define "visionpool.loadQuery" -}}
-{{- $of := printf "{namespace=%q,service=%q}" .Release.Namespace (include "visionpool.name" .) }}
+{{- $service := print (include "visionpool.name" .) (ternary "" "-grpc" (eq .Values.service.type "ClusterIP")) }}
+{{- $of := printf "{namespace=%q,service=%q}" .Release.Namespace $service }}
 {{- .Values.autoscaling.keda.query | default (printf "sum((avg_over_time(visionpool_slots_used%[1]s[1m]) + avg_over_time(visionpool_queue_length%[1]s[1m])) / (visionpool_slots%[1]s > 0))" $of) }}
 {{- end }}

@@ -165,6 +165,14 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{/* How long a pod may take to become ready before its rollout has failed: Kubernetes' 10 minutes are too short for models that take
+longer. 5 minutes are for nodes and images. */}}
+{{- define "visionpool.startSeconds" -}}
+{{- with .Values.probes.startup -}}
+{{ add (.initialDelaySeconds | default 0) (mul .periodSeconds .failureThreshold) 300 }}
+{{- end }}
+{{- end }}
+
 {{/* Longer than the server takes at most, from SIGTERM to its end: what is left is for writing logs and leaving. */}}
 {{- define "visionpool.patience" -}}
 {{ add .Values.preStopSleepSeconds (ceil .Values.server.drainDelay) (ceil .Values.server.gracePeriod) 10 }}

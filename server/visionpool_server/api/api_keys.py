@@ -21,7 +21,7 @@ _PAUSE = 1.0  # seconds between two looks at the file
 _MOST_BYTES = 2**20
 _KEY = re.compile(r"[\x21-\x7e]{1,1024}")  # what goes into a header
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
-_HINT = "each line is KEY or NAME:KEY, in visible ASCII characters; # begins a comment"
+_HINT = "each line is KEY or NAME:KEY, in visible ASCII characters; a line that begins with # is a comment"
 
 Keys = Mapping[bytes, str]  # SHA-256 of a key -> the name of who has it, "" where it has none
 Stamp = tuple[int, ...]

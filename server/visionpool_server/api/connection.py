@@ -11,6 +11,9 @@ from uvicorn.server import ServerState
 
 from visionpool_server.api.stopping import Stopping
 
+_LARGEST_HEAD = 2**16  # bytes, besides those that came in one piece with its first one
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
 
 class Connections(ServerState):
     """All connections of one listener. `changed` is set when one of them may have become idle, while the server stops."""
@@ -23,7 +26,8 @@ class Connections(ServerState):
 
 class Connection(HttpToolsProtocol):
     """Hangs up where a request line and its headers are not there in time: uvicorn waits for them for ever, and so
-    clients that say nothing, or say it drop by drop, could use up all connections that the process may have.
+    clients that say nothing, or say it drop by drop, could use up all connections that the process may have. Nor does it
+    keep more of them than any client needs: they are kept before anybody has looked whether he has a key.
 
     Once the server is to stop, each answer says `Connection: close`, so that the client asks its next one elsewhere.
     """
@@ -33,7 +37,8 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._in_head = False
+        self._in_head = self._began = False
+        self._head_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = self.server_state.stopping
 
@@ -63,13 +68,28 @@ class Connection(HttpToolsProtocol):
         self.server_state.changed.set()
 
     def data_received(self, data: bytes) -> None:
+        self._began = False
         super().data_received(data)
-        if self._in_head and self._timer is None and not self.transport.is_closing():
+        if self._in_head and not self.transport.is_closing():
+            self._head_goes_on(0 if self._began else len(data))
+
+    def _head_goes_on(self, size: int) -> None:
+        if self._timer is None:
             self._arm()
+        self._head_bytes += size
+        if self._head_bytes > _LARGEST_HEAD:
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
+        self._in_head = self._began = True
+        self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what follows a body is no header: nobody here asks for it, and there may be any number
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         before = self.cycle

@@ -69,7 +69,7 @@ class Exchange:
 
     def answered(self) -> None:
         """The answer is complete, or handed over; what comes later (a connection that lingers) is not of this request."""
-        self.seconds = time.monotonic() - self.started
+        self.seconds = self.seconds or time.monotonic() - self.started
 
     def end(self) -> None:
         """Tells the observers, the first time. Without an outcome the caller went away before there was one."""

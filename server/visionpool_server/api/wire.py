@@ -7,6 +7,8 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from visionpool_server.api.exchange import current
+
 _SOON, _SMALL = 0.1, 2**20  # seconds and bytes: a body that ends within both is read to keep its connection
 _LINGER = 3.0  # seconds that a client gets to stop sending and read why
 
@@ -63,6 +65,8 @@ class _Exchange:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         elif self._closing and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
+            if exchange := current.get():
+                exchange.answered()
             await self._read_on(_LINGER)
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
