@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from visionpool.v1 import vision_pb2 as v1
 from visionpool_server.api.request_id import request_id, trace_id
@@ -116,6 +116,8 @@ def test_every_answer_over_http_has_the_id(server: Server, method: str, path: st
 
 
 @settings(deadline=None, max_examples=60)
+@example(b"+ ")
+@example(b" \t+\t")
 @given(st.binary(min_size=1, max_size=200).filter(lambda value: not set(value) & set(b"\r\n\0")))
 def test_no_header_breaks_an_answer(server: Server, value: bytes) -> None:
     with connected(server) as connection:

@@ -89,7 +89,8 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # what follows a body is no header: nobody here asks for it, and there may be any number
-            super().on_header(name, value)
+            # White space behind a value is not of it (RFC 9110, 5.5), and httptools leaves it there.
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         before = self.cycle
