@@ -111,7 +111,8 @@ def test_cpu_serves_the_demo_models_and_prometheus_scrapes_it(
     with compose.up("cpu", "monitoring", services=("cpu", "prometheus"), settings=ports):
         assert predict(ports["HTTP_PORT"]).json()["results"][0]["type"] == "detection"
         asked = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1"
-        query = 'sum(visionpool_requests_total{model="shapes", outcome="ok"}) >= 1'  # the first scrape may come too early
+        # Counters begin at 0: the first scrape may have come before the request.
+        query = 'sum(visionpool_requests_total{model="shapes", outcome="ok"}) >= 1'
         end = time.monotonic() + WAIT_SECONDS
         while not httpx.get(f"{asked}/query", params={"query": query}).json()["data"]["result"]:
             assert time.monotonic() < end, httpx.get(f"{asked}/targets").text
