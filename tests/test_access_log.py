@@ -334,10 +334,13 @@ def test_text_has_no_access_log_unless_it_is_asked_for(models: Path) -> None:
     assert "access" not in server.log()
 
 
+def command_of(models: Path) -> list[str]:
+    ports = ("--http-port", "0", "--grpc-port", "0")
+    return [sys.executable, "-m", "visionpool", "serve", str(models), "--log-format", "json", *ports]
+
+
 def test_a_log_that_nobody_reads_holds_up_no_request(models: Path) -> None:
-    command = [sys.executable, "-m", "visionpool", "serve", str(models), "--log-format", "json"]
-    command += ["--http-port", "0", "--grpc-port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command_of(models), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             url = next(told["url"] for told in map(json.loads, process.stderr) if "url" in told)
@@ -352,9 +355,7 @@ def test_a_log_that_nobody_reads_holds_up_no_request(models: Path) -> None:
 
 
 def test_a_log_that_nobody_reads_holds_up_no_end(models: Path) -> None:
-    command = [sys.executable, "-m", "visionpool", "serve", str(models), "--log-format", "json"]
-    command += ["--http-port", "0", "--grpc-port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command_of(models), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             url = next(told["url"] for told in map(json.loads, process.stderr) if "url" in told)
